@@ -1,0 +1,222 @@
+"""The digits study behind docs/numbers.md: teachers and students at all step counts, several seeds, honest intervals.
+
+    python benchmarks/digits.py teacher --steps 8 64 256 --seeds 0 1 2
+    python benchmarks/digits.py student --recipe digits-8 --seeds 0 1 2 [--label joint --set update=joint]
+    python benchmarks/digits.py summarise
+
+Every line of the study is 20,000 generated pictures, labels in equal numbers, against the same 599 held-out pictures.
+Samples are kept under runs/numbers/ so that lines can be compared in pairs; `summarise` writes a dated JSON into
+benchmarks/results/ and prints the table. Interrupted work goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import momatch
+from momatch import runs
+from momatch.config import DistillConfig
+from momatch.data.digits import load_digits
+from momatch.evaluation import builtin
+from momatch.evaluation.features import PixelFeatures, extract
+from momatch.evaluation.frechet import frechet_bootstrap
+from momatch.evaluation.run import evaluate
+from momatch.evaluation.sweep import SAMPLE_SEED_OFFSET
+from momatch.model import Model
+from momatch.training.checkpoint import save_tensors
+
+FOLDER = Path("runs/numbers")
+RESULTS = Path(__file__).parent / "results"
+NUM_SAMPLES = 20_000
+CLASSES = 10
+
+
+def teacher(arguments: argparse.Namespace) -> None:
+    """Samples of the shipped teacher."""
+    model = momatch.load_teacher(arguments.model)
+    for steps in arguments.steps:
+        for seed in arguments.seeds:
+            sample(model, f"{arguments.label or 'teacher'}-{steps}", steps, seed, seed)
+
+
+def student(arguments: argparse.Namespace) -> None:
+    """Train students of one recipe, and sample them."""
+    for seed in arguments.seeds:
+        config = momatch.recipe(arguments.recipe)
+        assert isinstance(config, DistillConfig)
+        config = override(config, ["train.seed=" + str(seed), "monitor.every=0", *arguments.set])
+        name = f"{arguments.label or 'student'}-{config.steps}"
+        start = time.process_time()
+        model = runs.distill(
+            momatch.load_teacher(config.teacher), load_digits(), config, FOLDER / f"run-{name}-seed{seed}"
+        )
+        print(f"{name} seed {seed}: trained in {time.process_time() - start:.0f} CPU s", flush=True)
+        note = FOLDER / f"run-{name}-seed{seed}" / "cpu_seconds.txt"
+        if not note.exists():
+            note.write_text(f"{time.process_time() - start:.0f}\n")
+        sample(model, name, config.steps, seed, seed)
+
+
+def override(config: Any, settings: list[str]) -> Any:
+    """Apply "a.b=value" settings to nested frozen dataclasses; values are JSON or plain words."""
+    for setting in settings:
+        path, _, text = setting.partition("=")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        config = replace_at(config, path.split("."), value)
+    return config
+
+
+def replace_at(config: Any, path: list[str], value: Any) -> Any:
+    """`dataclasses.replace` along a path."""
+    inner = value if len(path) == 1 else replace_at(getattr(config, path[0]), path[1:], value)
+    return dataclasses.replace(config, **{path[0]: inner})
+
+
+def sample(model: Model, name: str, steps: int, seed: int, sample_seed: int) -> None:
+    """Draw NUM_SAMPLES pictures and keep them, with the CPU time they took."""
+    path = FOLDER / f"{name}-seed{seed}.safetensors"
+    if path.exists():
+        return
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    labels = torch.arange(NUM_SAMPLES) % CLASSES
+    start = time.process_time()
+    images = model.sample(NUM_SAMPLES, steps, {"label": labels}, sample_seed + SAMPLE_SEED_OFFSET)
+    seconds = time.process_time() - start
+    save_tensors(path, {"images": images, "cpu_seconds": torch.tensor(seconds)})
+    print(f"{path}: {NUM_SAMPLES / seconds:.0f} images/s of one core", flush=True)
+
+
+def summarise(arguments: argparse.Namespace) -> None:
+    """Measure all samples there are, compare pairs, write the results."""
+    data, judge = load_digits(), builtin.digits_classifier()
+    reference = (data.heldout.images, data.heldout.labels)
+    rows, features = [], {}
+    for path in sorted(FOLDER.glob("*.safetensors")):
+        name, seed = path.stem.rsplit("-seed", 1)
+        if arguments.only and name not in arguments.only:
+            continue
+        images = load_file(path)["images"]
+        features[name, int(seed)] = extract(judge, images)
+        labels = torch.arange(len(images)) % CLASSES
+        result = evaluate(
+            (images, labels), reference, [judge, PixelFeatures()], judge, data.train.images, seed=int(seed)
+        )
+        rows.append({"name": name, "seed": int(seed), **numbers(result)})
+        note = FOLDER / f"run-{path.stem}" / "cpu_seconds.txt"
+        if note.exists():
+            rows[-1]["train_cpu_seconds"] = float(note.read_text())
+        print(rows[-1], flush=True)
+    differences = compare(features, extract(judge, data.heldout.images), arguments.against)
+    report = {
+        "date": date.today().isoformat(),
+        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "num_samples": NUM_SAMPLES,
+        "reference": f"{data.heldout.name}, {len(data.heldout)} pictures",
+        "features": judge.name,
+        "rows": rows,
+        "differences": differences,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    out = RESULTS / f"{date.today().isoformat()}-{arguments.out}.json"
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"\n{markdown(rows)}\n")
+    for line in differences:
+        print(line)
+    print(f"\nwritten to {out}")
+
+
+def numbers(result: Any) -> dict[str, float]:
+    """The few numbers of an evaluation that the tables show."""
+    wanted = {
+        "fd": ("frechet", "digits-classifier"),
+        "fd_corrected": ("frechet_corrected", "digits-classifier"),
+        "floor": ("frechet_floor", "digits-classifier"),
+        "fd_pixels": ("frechet", "pixels"),
+        "floor_pixels": ("frechet_floor", "pixels"),
+        "kid": ("kid", "digits-classifier"),
+        "precision": ("precision", "digits-classifier"),
+        "recall": ("recall", "digits-classifier"),
+        "accuracy": ("class_accuracy", None),
+        "accuracy_real": ("class_accuracy_reference", None),
+        "neighbour_ratio": ("neighbour_ratio", None),
+        "neighbour_share_close": ("neighbour_share_close", None),
+    }
+    found = {key: result.get(*where).value for key, where in wanted.items()}
+    return found | {"kid_error": result.get("kid", "digits-classifier").standard_error}
+
+
+def compare(features: dict[tuple[str, int], Tensor], reference: Tensor, against: str) -> list[dict[str, Any]]:
+    """FD of every line less that of `against`, same seed where there is one: bias-corrected, paired 95 % interval."""
+    baselines = {seed: f for (name, seed), f in features.items() if name == against}
+    found = []
+    for (name, seed), generated in features.items():
+        if name == against or not baselines:
+            continue
+        base = baselines.get(seed, next(iter(baselines.values())))
+        generator = torch.Generator().manual_seed(seed)
+        estimate = frechet_bootstrap([generated, base], reference, generator).difference()
+        found.append(
+            {
+                "name": name,
+                "seed": seed,
+                "against": against,
+                "fd_difference": estimate.corrected,
+                "low": estimate.low,
+                "high": estimate.high,
+            }
+        )
+    return found
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """One line per name: mean over seeds, ± half the range."""
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    columns = ["fd", "floor", "fd_pixels", "kid", "precision", "recall", "accuracy", "neighbour_ratio"]
+    lines = ["| model | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for name in names:
+        chosen = [row for row in rows if row["name"] == name]
+        cells = []
+        for column in columns:
+            values = [row[column] for row in chosen]
+            mean, half = sum(values) / len(values), (max(values) - min(values)) / 2
+            cells.append(f"{mean:.3g} ± {half:.2g}" if len(values) > 1 else f"{mean:.3g}")
+        lines.append(f"| {name} | {len(chosen)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, function in (("teacher", teacher), ("student", student), ("summarise", summarise)):
+        command = commands.add_parser(name)
+        command.set_defaults(function=function)
+        command.add_argument("--label", help="name of the line instead of teacher or student")
+        command.add_argument("--seeds", type=int, nargs="+", default=[0])
+        command.add_argument("--steps", type=int, nargs="+", default=[8])
+        command.add_argument("--model", default="digits", help="teacher to sample")
+        command.add_argument("--recipe", default="digits-8")
+        command.add_argument("--set", nargs="*", default=[], help="overrides such as optim.learning_rate=1e-3")
+        command.add_argument("--only", nargs="*", help="lines to summarise")
+        command.add_argument("--against", default="teacher-256", help="line to compare with")
+        command.add_argument("--out", default="digits", help="name of the result file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.function(arguments)
+
+
+if __name__ == "__main__":
+    main()

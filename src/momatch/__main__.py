@@ -1,0 +1,7 @@
+"""`python -m momatch` is the command `momatch`."""
+
+import sys
+
+from momatch.cli import main
+
+sys.exit(main())

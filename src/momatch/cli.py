@@ -1,0 +1,70 @@
+"""The command line's front door. Imports nothing heavy, so that `momatch --help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+from momatch import __version__
+
+COMMANDS = {
+    "demo": "distil the built-in digits teacher into an 8-step student, evaluate, write a report",
+    "train-teacher": "train a many-step model by denoising: momatch train-teacher RECIPE --out DIR",
+    "distill": "distil a teacher by moment matching: momatch distill RECIPE --out DIR",
+    "sample": "draw pictures from a run: momatch sample RUN --steps 4 --num 64 --out grid.png",
+    "evaluate": "measure a run's model against held-out data: momatch evaluate RUN --steps 1,2,4,8",
+    "report": "write a run's report.html: momatch report RUN",
+    "plan": "parameters, memory and time of a recipe, before anything is trained: momatch plan RECIPE",
+    "recipes": "list the recipes",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 1 failed, 2 wrong usage, 130 interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        print(f"momatch {__version__}")
+        return 0
+    debug = "--debug" in arguments
+    name, rest = arguments[0], [a for a in arguments[1:] if a != "--debug"]
+    if name not in COMMANDS:
+        return _fail(f"unknown command {name!r}; choose one of {', '.join(COMMANDS)}", 2)
+
+    from momatch import commands
+    from momatch.errors import RunError, UsageError
+
+    try:
+        return commands.run(name, rest)
+    except UsageError as error:
+        if debug:
+            raise
+        return _fail(str(error), 2)
+    except (RunError, OSError) as error:
+        if debug:
+            raise
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "momatch: distil diffusion and flow models into samplers of 1 to 16 steps by moment matching",
+            "",
+            "usage: momatch COMMAND ...",
+            "",
+            *lines,
+            "",
+            "momatch COMMAND --help explains a command; --debug shows the traceback of an error.",
+        ]
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"momatch: {message}", file=sys.stderr)
+    return code

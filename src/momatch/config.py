@@ -1,0 +1,253 @@
+"""Everything a run can be told, as plain typed data: read from recipes, the command line or a run's config.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from momatch import schedules
+from momatch.errors import UsageError
+from momatch.methods import weighting
+from momatch.methods.weighting import TimeDensity, Weighting
+from momatch.model import MAX_STUDENT_STEPS
+from momatch.networks.configs import UNetConfig
+from momatch.process import Prediction
+from momatch.schedules import NoiseSchedule
+from momatch.training.loop import TrainConfig
+from momatch.training.optim import OptimConfig
+
+
+class ConfigError(UsageError):
+    """A config that cannot be run; the message names the key, the value and what to do."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """A noise schedule.
+
+    Attributes:
+        name: which; see momatch.schedules. "teacher" takes the teacher's, whatever it is (students only).
+        shift: logSNR shift (cosine), its value at the clean end (interpolated), or time shift (rectified_flow).
+        shift_high: logSNR shift at the noisy end (interpolated only).
+    """
+
+    name: Literal["teacher", "cosine", "interpolated", "edm", "rectified_flow"] = "cosine"
+    shift: float = 0.0
+    shift_high: float = 0.0
+
+    def build(self, teacher: NoiseSchedule | None = None) -> NoiseSchedule:
+        """The schedule itself, given the teacher's if there is one."""
+        if self.name == "teacher":
+            if teacher is None:
+                raise ConfigError("schedule.name is 'teacher'; a teacher needs a schedule of its own, such as cosine")
+            return teacher
+        if self.name == "interpolated":
+            return schedules.interpolated(self.shift, self.shift_high)
+        if self.name == "rectified_flow":
+            return schedules.rectified_flow(self.shift or 1.0)
+        return schedules.edm() if self.name == "edm" else schedules.cosine(self.shift)
+
+
+@dataclass(frozen=True)
+class WeightingConfig:
+    """Which noise levels count how much.
+
+    Attributes:
+        name: w(s); see momatch.methods.weighting.
+        maximum: cap of snr_clipped.
+        density: p(s): "power" is s = u^exponent, "rho_grid" is EDM's test-time grid.
+        exponent: of the power density; 1 is uniform, above 1 trains more at low noise.
+    """
+
+    name: Literal["flat", "edm", "v", "snr_clipped", "adaptive"] = "flat"
+    maximum: float = 100.0
+    density: Literal["power", "rho_grid"] = "power"
+    exponent: float = 1.0
+
+    def build_weighting(self) -> Weighting:
+        """w(s)."""
+        if self.name == "snr_clipped":
+            return weighting.snr_clipped(self.maximum)
+        makers = {"flat": weighting.flat, "edm": weighting.edm_weight, "v": weighting.v_weight}
+        return makers.get(self.name, weighting.adaptive)()
+
+    def build_density(self, schedule: NoiseSchedule) -> TimeDensity:
+        """p(s), on the given schedule."""
+        return weighting.rho_grid(schedule) if self.density == "rho_grid" else weighting.power(self.exponent)
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """What is looked at while a run goes on.
+
+    Attributes:
+        every: steps between looks; 0 never looks.
+        num_samples: samples for the cheap Fréchet distance (biased upwards, so compare it only with itself).
+    """
+
+    every: int = 250
+    num_samples: int = 500
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Training a teacher by denoising.
+
+    Attributes:
+        data: "digits", or a folder or .npz of pictures.
+        network: the network's shape; image_channels and num_classes follow the data.
+        schedule: noise schedule.
+        prediction: what the network's output stands for.
+        cond_dropout: share of samples trained on the null label.
+        weighting: w(t) and p(t) of the denoising loss.
+        sampling_steps: network calls this teacher samples with unless told otherwise.
+        train: length and rhythm.
+        optim: optimizer.
+        monitor: looks at the samples.
+    """
+
+    data: str = "digits"
+    network: UNetConfig = field(default_factory=UNetConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    prediction: Prediction = "v"
+    cond_dropout: float = 0.1
+    weighting: WeightingConfig = field(default_factory=lambda: WeightingConfig(name="v"))
+    sampling_steps: int = 256
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(learning_rate=2e-3, beta1=0.9, eps=1e-8, warmup_steps=200)
+    )
+    monitor: MonitorConfig = field(default_factory=lambda: MonitorConfig(every=1000))
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Distilling a teacher by moment matching.
+
+    Attributes:
+        teacher: "digits" (shipped with the package), or the folder of a teacher or of a run that trained one.
+        data: "digits", or a folder or .npz of pictures.
+        steps: k, network calls of the student, 1 to 16.
+        update: "alternating" (Algorithm 2) or "joint" (both networks from one draw, 0.7 of the cost).
+        weighting: w(s) and p(s).
+        teacher_term: factor of the auxiliary's pull towards the teacher; 1 in the paper.
+        schedule: the student's noise schedule.
+        train: length and rhythm; a pair of alternating updates counts as two steps.
+        optim: optimizer, the same for student and auxiliary.
+        monitor: looks at the samples.
+    """
+
+    teacher: str = "digits"
+    data: str = "digits"
+    steps: int = 8
+    update: Literal["alternating", "joint"] = "alternating"
+    weighting: WeightingConfig = field(default_factory=WeightingConfig)
+    teacher_term: float = 1.0
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(name="teacher"))
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+
+RunConfig = TeacherConfig | DistillConfig
+Config = TypeVar("Config", TeacherConfig, DistillConfig)
+
+
+def check(config: RunConfig) -> None:
+    """Refuse impossible values before any work.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+    """
+    positive = {
+        "train.num_steps": config.train.num_steps,
+        "train.batch_size": config.train.batch_size,
+        "train.log_every": config.train.log_every,
+        "train.checkpoint_every": config.train.checkpoint_every,
+        "optim.learning_rate": config.optim.learning_rate,
+        "optim.clip_norm": config.optim.clip_norm,
+        "weighting.exponent": config.weighting.exponent,
+        "weighting.maximum": config.weighting.maximum,
+    }
+    for key, value in positive.items():
+        _require(value > 0, key, value, "it must be above 0")
+    _require(config.train.seed >= 0, "train.seed", config.train.seed, "it must not be negative")
+    _require(config.monitor.every >= 0, "monitor.every", config.monitor.every, "it must be 0 (never) or more")
+    _require(config.monitor.num_samples >= 100, "monitor.num_samples", config.monitor.num_samples, "use 100 or more")
+    for key in ("beta1", "beta2"):
+        value = getattr(config.optim, key)
+        _require(0 <= value < 1, f"optim.{key}", value, "it must lie in [0, 1)")
+    if isinstance(config, DistillConfig):
+        _require(1 <= config.steps <= MAX_STUDENT_STEPS, "steps", config.steps, f"use 1 to {MAX_STUDENT_STEPS}")
+        _require(config.teacher_term >= 0, "teacher_term", config.teacher_term, "it must not be negative")
+    else:
+        widths = config.network.channels
+        _require(bool(widths) and all(w > 0 and w % 8 == 0 for w in widths), "network.channels", widths, "use multiples of 8")
+        levels = range(len(widths))
+        fits = all(level in levels for level in config.network.attention_levels)
+        _require(fits, "network.attention_levels", config.network.attention_levels, f"use levels 0 to {len(widths) - 1}")
+        _require(0 <= config.cond_dropout < 1, "cond_dropout", config.cond_dropout, "it must lie in [0, 1)")
+        _require(config.sampling_steps >= 1, "sampling_steps", config.sampling_steps, "it must be at least 1")
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """The config as JSON types, with the kind of run."""
+    kind = "distill" if isinstance(config, DistillConfig) else "train-teacher"
+    return json.loads(json.dumps({"kind": kind, **asdict(config)}))
+
+
+def from_json(fields: dict[str, Any], config_type: type[Config]) -> Config:
+    """The inverse of `to_json`; strict about unknown keys and types.
+
+    Raises:
+        ConfigError: naming the first offending key.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    rest = {key: value for key, value in fields.items() if key != "kind"}
+    _refuse_unknown(rest, to_json(config_type()), "")
+    try:
+        return TypeAdapter(config_type).validate_json(json.dumps(rest), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"config key {key!r} has value {first['input']!r}: {first['msg'].lower()}") from None
+
+
+def read(path: Path, config_type: type[Config]) -> Config:
+    """Read a run's config.json.
+
+    Raises:
+        ConfigError: if it is missing, not JSON, or not a config of this type.
+    """
+    try:
+        return from_json(json.loads(path.read_text()), config_type)
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"cannot read the config {path}: {error}") from None
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The keys in which two JSON configs differ, dotted, each as "key: old there, new here"."""
+    found = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a} there, {b} here")
+    return found
+
+
+def _require(condition: bool, key: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} is {value}; {remedy}")
+
+
+def _refuse_unknown(fields: dict[str, Any], known: dict[str, Any], prefix: str) -> None:
+    for key, value in fields.items():
+        if key not in known:
+            raise ConfigError(f"unknown config key {prefix + key!r}; known here are {', '.join(known)}")
+        if isinstance(value, dict) and isinstance(known[key], dict):
+            _refuse_unknown(value, known[key], f"{prefix}{key}.")

@@ -1,0 +1,1 @@
+"""Pictures to learn from. Leaves: they know nothing of diffusion."""

@@ -1,0 +1,11 @@
+"""Errors whose message is one sentence for the user: what, its value, the remedy."""
+
+from __future__ import annotations
+
+
+class UsageError(ValueError):
+    """Something asked for cannot be done as asked. The command line exits with 2."""
+
+
+class RunError(RuntimeError):
+    """Something under way failed; what was done before is safe. The command line exits with 1."""

@@ -1,0 +1,88 @@
+"""Evaluating a model at a given number of steps: sampling, timing, measuring."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from momatch.data.images import Split
+from momatch.evaluation import builtin
+from momatch.evaluation.features import PixelFeatures
+from momatch.evaluation.run import EvaluationResult, evaluate
+from momatch.model import Model
+
+SAMPLE_SEED_OFFSET = 10_000  # evaluation noise is never the noise that monitoring looked at
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of an evaluation.
+
+    Attributes:
+        name: "teacher" or "student".
+        steps: network calls a sample.
+        samples_per_second: wall-clock, sampling alone.
+        result: the measurements.
+    """
+
+    name: str
+    steps: int
+    samples_per_second: float
+    result: EvaluationResult
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {
+            "name": self.name,
+            "steps": self.steps,
+            "samples_per_second": self.samples_per_second,
+            "result": self.result.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Row:
+        """The inverse of `to_dict`."""
+        return cls(**fields | {"result": EvaluationResult.from_dict(fields["result"])})
+
+
+def evaluate_at(
+    model: Model, name: str, data: Split, steps: int, num_samples: int, seed: int = 0, resamples: int = 200
+) -> Row:
+    """Sample `num_samples` pictures in `steps` network calls each and measure them against the held-out pictures.
+
+    Labels are asked for in equal numbers. Features are the data's built-in classifier's (if it has one) and pixels.
+    """
+    labels = torch.arange(num_samples) % max(model.num_classes, 1)
+    cond = {"label": labels} if model.num_classes else None
+    seconds = 0.0
+
+    def samples() -> Iterator[tuple[Tensor, Tensor | None]]:
+        nonlocal seconds
+        done = 0
+        chunks = model.sample_chunks(num_samples, steps, cond, seed + SAMPLE_SEED_OFFSET)
+        while True:
+            start = time.monotonic()
+            chunk = next(chunks, None)
+            seconds += time.monotonic() - start
+            if chunk is None:
+                return
+            yield chunk, labels[done : done + len(chunk)] if cond else None
+            done += len(chunk)
+
+    judge = builtin.classifier(data.heldout.name)
+    result = evaluate(
+        samples(),
+        (data.heldout.images, data.heldout.labels),
+        [judge, PixelFeatures()] if judge else [PixelFeatures()],
+        judge,
+        data.train.images,
+        reference_name=data.heldout.name,
+        seed=seed,
+        resamples=resamples,
+    )
+    return Row(name, steps, num_samples / seconds, result)

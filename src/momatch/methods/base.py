@@ -1,0 +1,70 @@
+"""What a training algorithm is, and what goes in and out of one step of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from momatch.denoiser import Cond
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A minibatch and the source of all randomness spent on it.
+
+    Attributes:
+        x: (B, …) clean data.
+        cond: condition of each sample, or None.
+        generator: on x's device; seeded by the run's seed and the step, so a step can be repeated exactly.
+    """
+
+    x: Tensor
+    cond: Cond | None
+    generator: torch.Generator
+
+    def normal(self) -> Tensor:
+        """ε ~ N(0, I) in the shape of x."""
+        return torch.randn(self.x.shape, generator=self.generator, device=self.x.device, dtype=self.x.dtype)
+
+    def uniform(self, rows: int = 1) -> Tensor:
+        """(rows, B) numbers from U[0, 1)."""
+        shape = (rows, len(self.x))
+        return torch.rand(shape, generator=self.generator, device=self.x.device, dtype=self.x.dtype)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one step wants done.
+
+    Attributes:
+        losses: for each role that learns in this step, the scalar to descend. Each reaches its own role's parameters
+            only.
+        metrics: computes the numbers worth logging; called at logging steps alone, since it costs time.
+    """
+
+    losses: dict[str, Tensor]
+    metrics: Callable[[], dict[str, Tensor]]
+
+
+class Method(Protocol):
+    """A training algorithm.
+
+    Attributes:
+        trainable: the networks that learn, by role ("student", "auxiliary", …). Each gets an optimizer of its own.
+    """
+
+    @property
+    def trainable(self) -> Mapping[str, nn.Module]: ...
+
+    def step(self, step: int, batch: Batch) -> Update:
+        """The algorithm's iteration number `step`. A pure function of (step, batch, weights): no hidden counter."""
+        ...
+
+
+def weighted_mean_square(difference: Tensor, weight: Tensor) -> Tensor:
+    """Mean over the batch of weight (B,) times the mean square of difference (B, …) over everything else."""
+    return difference.square().flatten(1).mean(1).mul(weight).mean()

@@ -1,0 +1,61 @@
+"""Training a teacher: the plain denoising loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from momatch import process
+from momatch.denoiser import Cond, Denoiser
+from momatch.methods.base import Batch, Update, weighted_mean_square
+from momatch.methods.weighting import TimeDensity, Weighting, power, v_weight
+from momatch.schedules import NoiseSchedule
+
+
+class Denoising:
+    """Minimise w(t) ‖x − g(z_t)‖² over one denoiser, the condition dropped now and then.
+
+    Args:
+        denoiser: the network that learns; its role is "teacher".
+        schedule: λ(t).
+        weighting: w(t); 1/σ² by default, which is the mean square in v.
+        density: p(t).
+        cond_dropout: probability with which a sample is trained on the null condition, so that the network also
+            learns E[x | z] without one.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        schedule: NoiseSchedule,
+        weighting: Weighting | None = None,
+        density: TimeDensity | None = None,
+        cond_dropout: float = 0.1,
+    ):
+        self.denoiser = denoiser
+        self.schedule = schedule
+        self.weighting = weighting or v_weight()
+        self.density = density or power(1.0)
+        self.cond_dropout = cond_dropout
+
+    def step(self, step: int, batch: Batch) -> Update:
+        """One minibatch of denoising; the same at every step."""
+        u, drop = batch.uniform(rows=2)
+        logsnr = self.schedule(self.density(u))
+        z = process.diffuse(batch.x, logsnr, batch.normal())
+        x = self.denoiser(z, logsnr, self._drop(batch.cond, drop < self.cond_dropout))
+        loss = weighted_mean_square(batch.x - x, self.weighting(logsnr, batch.x, x))
+        return Update({"teacher": loss}, lambda: {"loss": loss.detach()})
+
+    @property
+    def trainable(self) -> Mapping[str, nn.Module]:
+        """{"teacher": the denoiser}."""
+        return {"teacher": self.denoiser}
+
+    def _drop(self, cond: Cond | None, drop: Tensor) -> Cond | None:
+        if not cond or self.cond_dropout == 0:
+            return cond
+        null = self.denoiser.null_cond(cond)
+        return {k: torch.where(drop.view(-1, *(1,) * (v.ndim - 1)), null[k], v) for k, v in cond.items()}

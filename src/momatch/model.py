@@ -1,0 +1,179 @@
+"""A model that can be used: denoiser, schedule, sample shape and step count, saved as a folder and loaded back.
+
+Teachers and students are kept in the same form:
+
+    model.safetensors    the network's weights
+    model.json           its family and shape, prediction type, schedule, sample shape, steps, and where it came from
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from momatch import schedules
+from momatch.denoiser import Cond, Denoiser
+from momatch.errors import UsageError
+from momatch.networks import registry
+from momatch.sampling import ancestral
+from momatch.schedules import NoiseSchedule
+
+FORMAT = "momatch-model-1"
+MAX_STUDENT_STEPS = 16
+CHUNK = 256  # samples made at a time; part of what a seed means, since noise is drawn chunk by chunk
+
+
+class ModelError(UsageError):
+    """A folder that does not hold a usable model; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A denoiser with all that sampling from it needs.
+
+    Attributes:
+        denoiser: the network and its prediction type.
+        network: the network's shape, one of `momatch.networks.configs`.
+        schedule: λ(t) to sample with.
+        sample_shape: shape of one sample, e.g. (1, 8, 8).
+        steps: network calls that `sample` makes unless told otherwise.
+        num_classes: labels it can be asked for; 0 if unconditional.
+        info: where it came from: role ("teacher" or "student"), recipe, data, seed, …; JSON types only.
+    """
+
+    denoiser: Denoiser
+    network: registry.NetworkConfig
+    schedule: NoiseSchedule
+    sample_shape: tuple[int, ...]
+    steps: int
+    num_classes: int = 0
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def sample(
+        self, n: int, steps: int | None = None, cond: Cond | None = None, seed: int = 0, eta: float = 1.0
+    ) -> Tensor:
+        """Draw n samples by the ancestral sampler (Algorithm 1).
+
+        Args:
+            n: how many.
+            steps: network calls for each; `self.steps` if None.
+            cond: {"label": (n,) int64} for a conditional model; None asks for nothing in particular.
+            seed: the same seed gives the same samples, and the same initial noise at any number of steps.
+            eta: 1 = ancestral, 0 = DDIM.
+
+        Returns:
+            (n, *sample_shape) float32; pictures live in [−1, 1] but are not clipped.
+
+        Raises:
+            UsageError: if n, steps or a label is out of range.
+        """
+        return torch.cat(list(self.sample_chunks(n, steps, cond, seed, eta)))
+
+    def sample_chunks(
+        self, n: int, steps: int | None = None, cond: Cond | None = None, seed: int = 0, eta: float = 1.0
+    ) -> Iterator[Tensor]:
+        """As `sample`, a chunk of samples at a time."""
+        steps = self.steps if steps is None else steps
+        self.check_request(n, steps, cond)
+        device = next(self.denoiser.parameters()).device
+        was_training = self.denoiser.training
+        self.denoiser.eval()
+        for first in range(0, n, CHUNK):
+            count = min(CHUNK, n - first)
+            generator = torch.Generator(device).manual_seed(seed * 1_000_003 + first // CHUNK)
+            noise = torch.randn((CHUNK, *self.sample_shape), generator=generator, device=device)[:count]
+            chunk_cond = {k: v[first : first + count].to(device) for k, v in cond.items()} if cond else None
+            yield ancestral(self.denoiser, noise, steps, self.schedule, chunk_cond, generator, eta)
+        self.denoiser.train(was_training)
+
+    def check_request(self, n: int, steps: int, cond: Cond | None) -> None:
+        """Refuse what this model cannot sample.
+
+        Raises:
+            UsageError: naming the value and what is allowed.
+        """
+        if n < 1:
+            raise UsageError(f"the number of samples must be at least 1, got {n}")
+        if steps < 1:
+            raise UsageError(f"steps must be at least 1, got {steps}")
+        if self.info.get("role") == "student" and steps > MAX_STUDENT_STEPS:
+            raise UsageError(
+                f"steps must be 1 to {MAX_STUDENT_STEPS} for a student, got {steps}; this one was trained for {self.steps}"
+            )
+        if cond is None:
+            return
+        if not self.num_classes:
+            raise UsageError("this model is unconditional; leave labels out")
+        labels = cond["label"]
+        if len(labels) != n:
+            raise UsageError(f"got {len(labels)} labels for {n} samples; give one for each")
+        wrong = labels[(labels < 0) | (labels > self.num_classes)]
+        if len(wrong):
+            raise UsageError(f"label {int(wrong[0])} is out of range; this model knows 0 to {self.num_classes - 1}")
+
+    def save(self, directory: str | Path) -> None:
+        """Write the model's folder; an existing one is replaced."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.denoiser.network.state_dict().items()}
+        description = {
+            "format": FORMAT,
+            "network": registry.to_json(self.network),
+            "prediction": self.denoiser.prediction,
+            "schedule": {"name": self.schedule.name, **self.schedule.options},
+            "sample_shape": list(self.sample_shape),
+            "steps": self.steps,
+            "num_classes": self.num_classes,
+            "info": self.info,
+        }
+        save_file(weights, directory / "model.safetensors")
+        (directory / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+class Student(Model):
+    """A distilled model: a `Model` whose `steps` is what it was trained for."""
+
+
+def load_model(directory: str | Path) -> Model:
+    """Load a folder that `Model.save` wrote.
+
+    Raises:
+        ModelError: if the folder is missing, incomplete, damaged or of another program.
+    """
+    directory = Path(directory)
+    path = directory / "model.json"
+    if not path.is_file():
+        raise ModelError(f"{directory} holds no model (no model.json); give the folder of a teacher, student or run")
+    try:
+        description = json.loads(path.read_text())
+        if description.get("format") != FORMAT:
+            raise ModelError(f"{path} has format {description.get('format')!r}, this program reads {FORMAT!r}")
+        config = registry.from_json(description["network"])
+        schedule = schedules.build(**description["schedule"])
+        with torch.random.fork_rng(devices=[]):
+            network = registry.build(config)
+        network.load_state_dict(load_file(directory / "model.safetensors"))
+    except ModelError:
+        raise
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"the model in {directory} cannot be read: {str(error).splitlines()[0]}") from None
+    num_classes = description["num_classes"]
+    null_values = {"label": num_classes} if num_classes else {}
+    kind = Student if description["info"].get("role") == "student" else Model
+    return kind(
+        denoiser=Denoiser(network, description["prediction"], null_values).eval(),
+        network=config,
+        schedule=schedule,
+        sample_shape=tuple(description["sample_shape"]),
+        steps=description["steps"],
+        num_classes=num_classes,
+        info=description["info"],
+    )

@@ -1,0 +1,115 @@
+"""Watching a run: is it working, and has it gone wrong?
+
+The losses of alternating training say nothing, so a run is judged by what the student makes: now and then a small set
+of samples from fixed noise, a picture of some, and a cheap Fréchet distance against the *training* pictures (the
+held-out ones are kept for the final evaluation). With few samples the distance is biased upwards: compare it with
+itself only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from momatch.data.images import ImageSet
+from momatch.evaluation.features import FeatureExtractor, extract
+from momatch.evaluation.frechet import frechet_distance
+from momatch.evaluation.statistics import FeatureStatistics
+from momatch.model import Model
+
+GRID_COLUMNS, GRID_ROWS = 10, 6
+TEACHER_LOOK_STEPS = 16  # a teacher's own step count would cost minutes a look
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at the samples found.
+
+    Attributes:
+        step: of the run.
+        frechet: cheap Fréchet distance.
+        num_samples: behind it.
+        features: the feature extractor's name.
+        reference: name of the set compared with.
+        grid: picture of the samples, relative to the run's folder; None without a folder.
+    """
+
+    step: int
+    frechet: float
+    num_samples: int
+    features: str
+    reference: str
+    grid: str | None
+
+
+class Monitor:
+    """Looks at samples of `model` and raises the alarm when a run leaves sane bounds.
+
+    Args:
+        model: what is being trained.
+        data: its training pictures.
+        extractor: features for the cheap distance.
+        num_samples: samples a look.
+        directory: the run's folder, for pictures; None keeps none.
+        seed: of the noise, the same at every look.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        data: ImageSet,
+        extractor: FeatureExtractor,
+        num_samples: int,
+        directory: Path | None,
+        seed: int = 0,
+    ):
+        self.model, self.data, self.extractor = model, data, extractor
+        self.num_samples, self.directory, self.seed = num_samples, directory, seed
+        self.reference = FeatureStatistics.from_features(extract(extractor, data.images))
+        self.data_mean, self.data_std = float(data.images.mean()), float(data.images.std())
+        self.steps = model.steps if model.info.get("role") == "student" else min(model.steps, TEACHER_LOOK_STEPS)
+        self.best = float("inf")
+
+    def look(self, step: int) -> tuple[Look, list[str]]:
+        """Sample, measure, draw; also returns what is alarming about it."""
+        labels = torch.arange(self.num_samples) % max(self.data.num_classes, 1)
+        cond = {"label": labels} if self.model.num_classes else None
+        samples = self.model.sample(self.num_samples, self.steps, cond, self.seed)
+        if not bool(samples.isfinite().all()):
+            return self._look(step, float("nan"), None), ["the samples are not finite; lower the learning rate"]
+        frechet = frechet_distance(FeatureStatistics.from_features(extract(self.extractor, samples)), self.reference)
+        alarms = []
+        if frechet > 3 * self.best:
+            alarms.append(
+                f"the cheap Fréchet distance rose to {frechet:.3g} from its best, {self.best:.3g}; "
+                "training may be diverging: lower the learning rate"
+            )
+        self.best = min(self.best, frechet)
+        return self._look(step, frechet, self._draw(samples, step)), alarms
+
+    def check(self, metrics: dict[str, float]) -> list[str]:
+        """What is alarming about a step's metrics; empty if nothing is."""
+        alarms = []
+        std, mean = metrics.get("student_std"), metrics.get("student_mean")
+        if std is not None and not 0.5 < std / self.data_std < 1.5:
+            alarms.append(f"the student's outputs have standard deviation {std:.3g}, the data {self.data_std:.3g}")
+        if mean is not None and not abs(mean - self.data_mean) < 0.5 * self.data_std:
+            alarms.append(f"the student's outputs have mean {mean:.3g}, the data {self.data_mean:.3g}")
+        if metrics.get("student_saturation", 0.0) > 0.2:
+            alarms.append(f"{metrics['student_saturation']:.0%} of the student's values lie outside ±1.1")
+        return alarms
+
+    def _look(self, step: int, frechet: float, grid: str | None) -> Look:
+        return Look(step, frechet, self.num_samples, self.extractor.name, self.data.name, grid)
+
+    def _draw(self, samples: torch.Tensor, step: int) -> str | None:
+        if self.directory is None:
+            return None
+        from momatch.reports.plots import image_grid, save_png
+
+        name = f"samples/step-{step:08d}.png"
+        (self.directory / "samples").mkdir(parents=True, exist_ok=True)
+        save_png(image_grid(samples[: GRID_COLUMNS * GRID_ROWS], GRID_COLUMNS), self.directory / name)
+        return name

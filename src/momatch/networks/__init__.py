@@ -1,0 +1,1 @@
+"""Networks: (z, logsnr, cond) → tensor. Leaves: they know nothing of diffusion."""

@@ -1,0 +1,49 @@
+"""Shapes of the built-in networks: plain data, no torch, so that recipes and the command line load quickly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of a `UNet`.
+
+    Attributes:
+        image_channels: channels of the image, 1 for grey.
+        channels: width of each resolution level; every level after the first halves the resolution.
+        blocks_per_level: residual blocks on the way down, and again on the way up, at each level.
+        attention_levels: indices into `channels` of the levels that carry self-attention.
+        num_classes: labels 0 … num_classes − 1, with num_classes itself as the null label; 0 for an
+            unconditional network.
+        embedding_dim: width of the embedding of (logSNR, label).
+        dropout: dropout rate inside the residual blocks.
+    """
+
+    image_channels: int = 1
+    channels: tuple[int, ...] = (32, 64)
+    blocks_per_level: int = 1
+    attention_levels: tuple[int, ...] = ()
+    num_classes: int = 0
+    embedding_dim: int = 64
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """Shape of an `MLP`.
+
+    Attributes:
+        dim: length of the vectors.
+        width: width of the residual stream.
+        depth: residual blocks.
+        num_classes: labels 0 … num_classes − 1, with num_classes itself as the null label; 0 for an
+            unconditional network.
+        embedding_dim: width of the embedding of (logSNR, label).
+    """
+
+    dim: int = 2
+    width: int = 128
+    depth: int = 3
+    num_classes: int = 0
+    embedding_dim: int = 64

@@ -1,0 +1,46 @@
+"""From a network's shape to the network, and between shapes and JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from momatch.networks.configs import MLPConfig, UNetConfig
+from momatch.networks.mlp import MLP
+from momatch.networks.unet import UNet
+
+NetworkConfig = UNetConfig | MLPConfig
+
+_FAMILIES: dict[str, tuple[type, type[nn.Module]]] = {"unet": (UNetConfig, UNet), "mlp": (MLPConfig, MLP)}
+
+
+def build(config: NetworkConfig) -> nn.Module:
+    """A freshly initialised network of the given shape (from torch's global generator: seed it first)."""
+    for config_type, network_type in _FAMILIES.values():
+        if isinstance(config, config_type):
+            return network_type(config)
+    raise TypeError(f"no network belongs to {type(config).__name__}; known are {', '.join(_FAMILIES)}")
+
+
+def to_json(config: NetworkConfig) -> dict[str, Any]:
+    """{"family": …, and the shape's fields}."""
+    family = next(name for name, (config_type, _) in _FAMILIES.items() if isinstance(config, config_type))
+    return {"family": family, **asdict(config)}
+
+
+def from_json(fields: dict[str, Any]) -> NetworkConfig:
+    """The inverse of `to_json`.
+
+    Raises:
+        ValueError: if the family or a field is unknown.
+    """
+    rest = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    family = rest.pop("family", None)
+    if family not in _FAMILIES:
+        raise ValueError(f"unknown network family {family!r}; known are {', '.join(_FAMILIES)}")
+    try:
+        return _FAMILIES[family][0](**rest)
+    except TypeError as error:
+        raise ValueError(f"network of family {family!r}: {error}") from None

@@ -1,0 +1,286 @@
+"""What a run will need, before it is begun: parameters, memory and time.
+
+Everything comes from a short probe of real steps on throw-away copies of the networks; no folder is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from momatch.config import DistillConfig, RunConfig
+from momatch.data.images import Split
+from momatch.methods.base import Method
+from momatch.model import Model
+from momatch.monitoring import TEACHER_LOOK_STEPS
+from momatch.runs import Run, distillation, teacher_training
+from momatch.training.batches import Batches
+from momatch.training.loop import train
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+PROBE_SECONDS = 10.0
+WARMUP_STEPS = 2  # of the probe, left out of its time: they allocate the optimizer state and choose kernels
+MIN_TIMED_STEPS = 2  # one of each kind, where two kinds alternate
+ENDLESS = 10**9
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """One network and the memory that belongs to it, in bytes.
+
+    Attributes:
+        role: "teacher", "student" or "auxiliary".
+        parameters: how many.
+        weights: of the parameters themselves.
+        gradients: of their gradients; 0 for a frozen network.
+        optimizer_state: Adam's two moments; 0 for a frozen network.
+    """
+
+    role: str
+    parameters: int
+    weights: int
+    gradients: int
+    optimizer_state: int
+
+    @property
+    def memory(self) -> int:
+        """All three together."""
+        return self.weights + self.gradients + self.optimizer_state
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs. Memory is in bytes.
+
+    Attributes:
+        networks: one entry each.
+        activations: what autograd keeps for the backward pass, in the costlier kind of step.
+        data: the training pictures, which are held in memory.
+        device: where the probe ran.
+        threads: CPU threads that it used.
+        batch_size: pictures a step.
+        num_steps: of the whole run.
+        forward_units: cost of a step: forward pass 1, backward pass 2, of one network on one batch.
+        probe_steps: steps that were timed.
+        seconds_per_step: mean over the probe.
+        look_seconds: expected time for all looks at the samples during the run.
+    """
+
+    networks: list[NetworkCost]
+    activations: int
+    data: int
+    device: str
+    threads: int
+    batch_size: int
+    num_steps: int
+    forward_units: int
+    probe_steps: int
+    seconds_per_step: float
+    look_seconds: float
+
+    @property
+    def memory(self) -> int:
+        """All parts together: what is sure to be needed at once; a library's own workspace comes on top."""
+        return sum(network.memory for network in self.networks) + self.activations + self.data
+
+    @property
+    def images_per_second(self) -> float:
+        """Training pictures a second."""
+        return self.batch_size / self.seconds_per_step
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, looks included; the final evaluation is not."""
+        return self.num_steps * self.seconds_per_step + self.look_seconds
+
+
+def plan(
+    config: RunConfig,
+    teacher: Model | None = None,
+    data: Split | None = None,
+    probe_seconds: float = PROBE_SECONDS,
+) -> Plan:
+    """Measure what a run of `config` will need.
+
+    Args:
+        config: the run.
+        teacher: the model to distil; loaded from `config.teacher` if None.
+        data: loaded from `config.data` if None.
+        probe_seconds: how long to train for the estimate of time; a few steps are done in any case.
+
+    Raises:
+        UsageError: if the run itself would be refused: an impossible value, no teacher, data that do not fit.
+    """
+    run, networks = _build(config, teacher, data)
+    costs = [network_cost(role, network, role in run.method.trainable) for role, network in networks.items()]
+    activations = max(activation_bytes(run.method, run.batches, step, networks) for step in (0, 1))
+    seconds_per_step, probe_steps = probe(run, probe_seconds)
+    images = run.data.images
+    units = forward_units(config)
+    return Plan(
+        networks=costs,
+        activations=activations,
+        data=images.untyped_storage().nbytes(),
+        device=str(images.device),
+        threads=torch.get_num_threads(),
+        batch_size=config.train.batch_size,
+        num_steps=config.train.num_steps,
+        forward_units=units,
+        probe_steps=probe_steps,
+        seconds_per_step=seconds_per_step,
+        look_seconds=_look_units(config) * seconds_per_step / (units * config.train.batch_size),
+    )
+
+
+def forward_units(config: RunConfig) -> int:
+    """Cost of a step in forward passes of one network on one batch; a backward pass counts as two.
+
+    Denoising: forward and backward, 3. Alternating: three forwards and the backward of whichever network learns,
+    5, so 10 for a pair. Joint: the same three forwards and both backwards, 7.
+    """
+    if not isinstance(config, DistillConfig):
+        return 3
+    return 7 if config.update == "joint" else 5
+
+
+def network_cost(role: str, network: nn.Module, trainable: bool) -> NetworkCost:
+    """Parameters and memory of one network, in the precision that its weights have."""
+    parameters = list(network.parameters())
+    weights = sum(p.numel() * p.element_size() for p in parameters)
+    return NetworkCost(
+        role=role,
+        parameters=sum(p.numel() for p in parameters),
+        weights=weights,
+        gradients=weights if trainable else 0,
+        optimizer_state=2 * weights if trainable else 0,
+    )
+
+
+def activation_bytes(method: Method, batches: Batches, step: int, networks: Mapping[str, nn.Module]) -> int:
+    """Memory that one step keeps for its backward pass: each storage once, the networks' weights left out."""
+    own = {_storage(t) for network in networks.values() for t in (*network.parameters(), *network.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in own:
+            kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        update = method.step(step, batches(step))
+    del update  # until here the graph kept every storage alive, so no address was used twice
+    return sum(kept.values())
+
+
+def probe(run: Run, seconds: float) -> tuple[float, int]:
+    """Train for about so long. Returns the mean time of a step, and how many were timed."""
+    settings = replace(run.config.train, num_steps=ENDLESS)
+    started = 0.0
+    with contextlib.closing(train(run.method, run.batches, settings, run.config.optim)) as records:  # type: ignore
+        for record in records:
+            if record.step == WARMUP_STEPS:
+                started = record.seconds
+            timed = record.step - WARMUP_STEPS
+            if record.seconds >= seconds and timed >= MIN_TIMED_STEPS and timed % MIN_TIMED_STEPS == 0:
+                return (record.seconds - started) / timed, timed
+    raise AssertionError("the probe's loop ended by itself")
+
+
+def render(found: Plan) -> Group:
+    """The plan for the terminal, by rich."""
+    from rich.console import Group
+    from rich.table import Table
+
+    memory = Table(title="Memory", title_justify="left")
+    for i, column in enumerate(("network", "parameters", "weights", "gradients", "optimizer", "together")):
+        memory.add_column(column, justify="right" if i else "left")
+    for n in found.networks:
+        sizes = (n.weights, n.gradients, n.optimizer_state, n.memory)
+        memory.add_row(n.role, f"{n.parameters:,}", *map(format_bytes, sizes))
+    for name, size in (("activations", found.activations), ("data", found.data)):
+        memory.add_row(name, "", "", "", "", format_bytes(size))
+    memory.add_section()
+    memory.add_row("in all", "", "", "", "", format_bytes(found.memory))
+
+    time = Table.grid(padding=(0, 2))
+    for name, value in _time_rows(found):
+        time.add_row(name, value)
+    return Group(
+        memory,
+        f"Activations are measured, at batch size {found.batch_size}; they grow in proportion to it.",
+        "PyTorch itself and its workspace come on top.",
+        "",
+        time,
+    )
+
+
+def format_bytes(size: int) -> str:
+    """'512 B', '1.5 MiB', …: three significant digits."""
+    value, units = float(size), iter(("B", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while value >= 1000 and unit != "TiB":
+        value, unit = value / 1024, next(units)
+    return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.3g} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """'0.7 s', '45 s', '3.5 min', '5.2 h', '2.1 days': an estimate, so two digits."""
+    for limit, size, unit in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            value = seconds / size
+            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def _build(config: RunConfig, teacher: Model | None, data: Split | None) -> tuple[Run, dict[str, nn.Module]]:
+    """The run, without a folder, and all networks that it holds, by role."""
+    if data is None:
+        from momatch.data.sources import load_data
+
+        data = load_data(config.data)
+    if not isinstance(config, DistillConfig):
+        run = teacher_training(data, config, None)
+        return run, dict(run.method.trainable)
+    if teacher is None:
+        from momatch.teachers.own import load_teacher
+
+        teacher = load_teacher(config.teacher)
+    run = distillation(teacher, data, config, None)
+    return run, {"teacher": teacher.denoiser, **run.method.trainable}
+
+
+def _look_units(config: RunConfig) -> float:
+    """Single-picture forward passes that the looks at the samples take in a whole run."""
+    if not config.monitor.every:
+        return 0.0
+    steps = (
+        config.steps if isinstance(config, DistillConfig) else min(config.sampling_steps, TEACHER_LOOK_STEPS)
+    )
+    return config.train.num_steps // config.monitor.every * config.monitor.num_samples * steps
+
+
+def _time_rows(found: Plan) -> list[tuple[str, str]]:
+    where = f"{found.device}, {found.threads} thread{'s' if found.threads > 1 else ''}"
+    probe_text = f"{found.seconds_per_step * 1000:.3g} ms, mean of {found.probe_steps} on {where}"
+    return [
+        ("forward-units a step", f"{found.forward_units} (forward 1, backward 2)"),
+        ("time a step", probe_text),
+        ("speed", f"{found.images_per_second:,.0f} images/s at batch size {found.batch_size}"),
+        (
+            "training",
+            f"{found.num_steps:,} steps, {format_seconds(found.num_steps * found.seconds_per_step)}",
+        ),
+        ("looks at samples", format_seconds(found.look_seconds)),
+        ("in all", f"{format_seconds(found.seconds)}, the final evaluation aside"),
+    ]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -1,0 +1,129 @@
+"""The Gaussian diffusion process, in one coordinate.
+
+Everything in momatch happens in the variance-preserving process with λ = log(α²/σ²) as the noise coordinate:
+
+    (1)  z_t = α_t x + σ_t ε,    α_t² = sigmoid(λ_t),    σ_t² = sigmoid(−λ_t),    ε ~ N(0, I)
+
+Variance-exploding (EDM) and rectified-flow processes are this one after dividing their z by √(α² + σ²); that is the
+business of a teacher's adapter, and no other module knows about it.
+
+**Posterior.** For s < t (so λ_s > λ_t), the law of the less noisy z_s given z_t and clean x is Gaussian. With
+r = exp(λ_t − λ_s) ∈ [0, 1]:
+
+    (2)  mean = (α_t σ_s²)/(α_s σ_t²) z_t + (1 − r) α_s x          variance = σ_s² (1 − r)
+
+The coefficient of z_t equals √r σ_s/σ_t, which is how it is computed here: it never divides by α_s, which vanishes at
+t = 1. 1 − r is −expm1(λ_t − λ_s), so nothing cancels when s is close to t. At s = 0 the posterior is x itself; at
+t = 1 it forgets z_t. Both hold for infinite λ too, in float32 and float64.
+
+This is the step of Algorithm 1 and the z_s of Algorithms 2 and 3 of "Multistep Distillation of Diffusion Models via
+Moment Matching" (Salimans et al., NeurIPS 2024).
+
+**Prediction types.** A network may predict x, ε, v = α ε − σ x, or the flow velocity u = ε − x. All are the same
+information given z:
+
+    (3)  ε = (z − α x)/σ        v = (α z − x)/σ        u = (z − (α + σ) x)/σ
+
+Arguments named `logsnr` have shape (B,) and belong to the batch dimension of z; only this module broadcasts them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Prediction = Literal["x", "eps", "v", "flow"]
+
+
+def alpha_sigma(logsnr: Tensor) -> tuple[Tensor, Tensor]:
+    """(α, σ) of equation (1), each of logsnr's shape."""
+    return torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()
+
+
+def diffuse(x: Tensor, logsnr: Tensor, noise: Tensor) -> Tensor:
+    """z_t = α_t x + σ_t ε, equation (1).
+
+    Args:
+        x: (B, …) clean data.
+        logsnr: (B,) λ_t.
+        noise: ε, x's shape.
+    """
+    alpha, sigma = alpha_sigma(_like(logsnr, x))
+    return alpha * x + sigma * noise
+
+
+def posterior(z_t: Tensor, x: Tensor, logsnr_s: Tensor, logsnr_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of q(z_s | z_t, x), equation (2).
+
+    Args:
+        z_t: (B, …) noisy data at λ_t.
+        x: (B, …) clean data, or a prediction of it.
+        logsnr_s: (B,) λ_s ≥ λ_t: the less noisy end.
+        logsnr_t: (B,) λ_t.
+
+    Returns:
+        mean (B, …), and variance (B, 1, …) ready to broadcast against it.
+    """
+    coefficient_z, coefficient_x, variance = posterior_coefficients(_like(logsnr_s, z_t), _like(logsnr_t, z_t))
+    return coefficient_z * z_t + coefficient_x * x, variance
+
+
+def posterior_coefficients(logsnr_s: Tensor, logsnr_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(√r σ_s/σ_t, (1 − r) α_s, σ_s² (1 − r)): equation (2) as numbers, each of logsnr's shape."""
+    log_r = logsnr_t - logsnr_s
+    one_minus_r = -torch.expm1(log_r)
+    # √r σ_s/σ_t, all in logarithms: exp of −∞ is the wanted 0 at either end.
+    coefficient_z = torch.exp(0.5 * (log_r + F.logsigmoid(-logsnr_s) - F.logsigmoid(-logsnr_t)))
+    return coefficient_z, one_minus_r * torch.sigmoid(logsnr_s).sqrt(), one_minus_r * torch.sigmoid(-logsnr_s)
+
+
+def sample_posterior(
+    z_t: Tensor, x: Tensor, logsnr_s: Tensor, logsnr_t: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw z_s ~ q(z_s | z_t, x); arguments as in `posterior`, noise from `generator`."""
+    mean, variance = posterior(z_t, x, logsnr_s, logsnr_t)
+    noise = torch.randn(z_t.shape, generator=generator, device=z_t.device, dtype=z_t.dtype)
+    return torch.addcmul(mean, variance.sqrt(), noise)
+
+
+def to_x(prediction: Tensor, z: Tensor, logsnr: Tensor, kind: Prediction) -> Tensor:
+    """Clean data from a network output of the given kind, equation (3) solved for x.
+
+    Args:
+        prediction: (B, …) network output.
+        z: (B, …) what the network saw.
+        logsnr: (B,) at which it saw it.
+        kind: what the output stands for.
+    """
+    alpha, sigma = alpha_sigma(_like(logsnr, z))
+    if kind == "v":
+        return alpha * z - sigma * prediction
+    if kind == "eps":
+        return (z - sigma * prediction) / alpha
+    if kind == "flow":
+        return (z - sigma * prediction) / (alpha + sigma)
+    if kind == "x":
+        return prediction
+    raise ValueError(f"unknown prediction type {kind!r}; choose one of {', '.join(get_args(Prediction))}")
+
+
+def from_x(x: Tensor, z: Tensor, logsnr: Tensor, kind: Prediction) -> Tensor:
+    """The network output of the given kind that means x; the inverse of `to_x`."""
+    alpha, sigma = alpha_sigma(_like(logsnr, z))
+    if kind == "v":
+        return (alpha * z - x) / sigma
+    if kind == "eps":
+        return (z - alpha * x) / sigma
+    if kind == "flow":
+        return (z - (alpha + sigma) * x) / sigma
+    if kind == "x":
+        return x
+    raise ValueError(f"unknown prediction type {kind!r}; choose one of {', '.join(get_args(Prediction))}")
+
+
+def _like(logsnr: Tensor, data: Tensor) -> Tensor:
+    """View (B,) as (B, 1, …, 1) with as many dimensions as `data`, in data's dtype."""
+    return logsnr.to(data.dtype).view(-1, *(1,) * (data.ndim - 1))

@@ -1,0 +1,114 @@
+"""Following a run on the terminal: progress, speed, time left, a number that means something; and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from momatch.runs import Event, Run
+
+PLAIN_EVERY_SECONDS = 15.0
+
+
+class Interrupted(Exception):
+    """The user stopped a run; it was saved at a step boundary."""
+
+
+def follow(run: Run, title: str, console: Console) -> None:
+    """Train `run` to its end, showing how it goes.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM; the checkpoint is saved by then.
+    """
+    total = run.config.train.num_steps
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]:.0f} images/s"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[number]}"),
+    )
+    events, status = iter(run), _Status()
+    with stop_requests() as stop, Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total, speed=0.0, number="")
+        try:
+            for event in events:
+                status.update(event)
+                bar.update(task, completed=event.record.step, speed=status.speed, number=status.number)
+                for message in event.alarms:
+                    console.print(f"[bold red]alarm[/] step {event.record.step}: {message}")
+                if not console.is_terminal and status.due():
+                    console.print(f"{title}: {status.line(total)}", highlight=False, soft_wrap=True)
+                if stop.is_set() and event.record.step < total:
+                    break
+        finally:
+            events.close()
+    if stop.is_set() and status.step < total:
+        raise Interrupted(f"stopped at step {status.step} of {total} and saved; run the same command again to go on")
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; the second one interrupts as usual.
+
+    Outside the main thread, where Python takes no signals, the event is never set.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(signum: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Status:
+    """Speed of this process, and the latest numbers worth showing."""
+
+    def __init__(self) -> None:
+        self.step, self.speed, self.gap, self.frechet = 0, 0.0, "", ""
+        self.first: tuple[int, float] | None = None
+        self.last_line = time.monotonic()
+
+    @property
+    def number(self) -> str:
+        return "  ".join(part for part in (self.frechet, self.gap) if part)
+
+    def update(self, event: Event) -> None:
+        record = event.record
+        self.step = record.step
+        if self.first is None:
+            self.first = (record.images_seen, record.seconds)
+        elif record.seconds > self.first[1]:
+            self.speed = (record.images_seen - self.first[0]) / (record.seconds - self.first[1])
+            self.seconds_per_image = 1 / self.speed
+        for name in ("gap", "loss"):
+            if name in record.metrics:
+                self.gap = f"{name} {record.metrics[name]:.2e}"
+        if event.look:
+            self.frechet = f"FD {event.look.frechet:.2f} (n={event.look.num_samples})"
+
+    def due(self) -> bool:
+        if time.monotonic() - self.last_line < PLAIN_EVERY_SECONDS:
+            return False
+        self.last_line = time.monotonic()
+        return True
+
+    def line(self, total: int) -> str:
+        return f"step {self.step}/{total}  {self.speed:.0f} images/s  {self.number}"

@@ -1,0 +1,276 @@
+"""A run: a method, its batches, its monitor and its folder, put together from a config.
+
+    run = distillation(teacher, data, config, directory)
+    for record in run:            # trains; resumes from the folder's newest checkpoint
+        ...
+    student = run.finish()        # the artifact, saved as directory/student
+
+A run's folder holds config.json, metrics.jsonl, checkpoints/, samples/, and at the end student/ (or teacher/).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from momatch import config as configs
+from momatch.config import ConfigError, DistillConfig, RunConfig, TeacherConfig
+from momatch.data.images import ImageSet, Split
+from momatch.denoiser import Denoiser
+from momatch.evaluation.builtin import feature_extractor
+from momatch.methods.alternating import Alternating
+from momatch.methods.base import Method
+from momatch.methods.denoising import Denoising
+from momatch.model import Model, Student
+from momatch.monitoring import Look, Monitor
+from momatch.networks import registry
+from momatch.training import checkpoint
+from momatch.training.batches import Batches, image_batches
+from momatch.training.loop import Record, train
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a run yields after every step.
+
+    Attributes:
+        record: the training loop's record.
+        look: a look at the samples, when there was one at this step.
+        alarms: sentences about what left sane bounds.
+    """
+
+    record: Record
+    look: Look | None
+    alarms: list[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run ready to go: iterate over it to train, then call `finish`.
+
+    Attributes:
+        config: all settings.
+        method: the algorithm.
+        batches: step → batch.
+        model: what is being trained; shares its weights with the method.
+        data: the training pictures.
+        directory: the run's folder, or None to keep nothing.
+    """
+
+    config: RunConfig
+    method: Method
+    batches: Batches
+    model: Model
+    data: ImageSet
+    directory: Path | None
+
+    def __iter__(self) -> Iterator[Event]:
+        """Train to the end from wherever the folder's newest checkpoint stands.
+
+        Leaving the iteration early saves a checkpoint.
+
+        Raises:
+            ConfigError: if the folder holds a run of another config.
+            CheckpointError, NonFiniteLossError, OSError: see `momatch.training`.
+        """
+        log = _Log(self.directory, self.config)
+        settings = self.config.monitor
+        extractor = feature_extractor(self.data.name)
+        monitor = Monitor(self.model, self.data, extractor, settings.num_samples, self.directory, self.config.train.seed)
+        folder = self.directory / "checkpoints" if self.directory else None
+        records = train(self.method, self.batches, self.config.train, self.config.optim, folder)
+        try:
+            for record in records:
+                look, alarms = None, monitor.check(record.metrics)
+                if settings.every and record.step % settings.every == 0:
+                    look, worse = monitor.look(record.step)
+                    alarms += worse
+                event = Event(record, look, alarms)
+                log.write(event, monitor)
+                yield event
+        finally:
+            records.close()
+
+    def finish(self) -> Model:
+        """The trained model; saved as `student/` or `teacher/` in the run's folder.
+
+        A teacher's second moments (Adam's v̂ for every weight) are saved beside it, in second-moments.safetensors:
+        parameter-space moment matching needs them.
+        """
+        if self.directory:
+            role = "student" if isinstance(self.config, DistillConfig) else "teacher"
+            self.model.save(self.directory / role)
+            if role == "teacher":
+                moments = checkpoint.second_moments(self.directory / "checkpoints", "teacher", self.config.optim.beta2)
+                checkpoint.save_tensors(self.directory / role / "second-moments.safetensors", moments)
+        return self.model
+
+
+def distillation(teacher: Model, data: Split, config: DistillConfig, directory: Path | None = None) -> Run:
+    """A run that distils `teacher` into a student of `config.steps` steps.
+
+    Raises:
+        ConfigError: if a value is impossible, or teacher and data do not fit each other.
+    """
+    configs.check(config)
+    _check_fit(teacher, data.train)
+    schedule = config.schedule.build(teacher.schedule)
+    student, auxiliary = (copy.deepcopy(teacher.denoiser).requires_grad_(True) for _ in range(2))
+    method = Alternating(
+        teacher.denoiser,
+        student,
+        auxiliary,
+        schedule,
+        config.steps,
+        config.weighting.build_weighting(),
+        config.weighting.build_density(schedule),
+        config.update,
+        config.teacher_term,
+    )
+    info = {"role": "student", "teacher": config.teacher, "data": config.data, "config": configs.to_json(config)}
+    model = Student(
+        student, teacher.network, schedule, teacher.sample_shape, config.steps, teacher.num_classes, info
+    )
+    return Run(config, method, _batches(data.train, teacher.num_classes, config), model, data.train, directory)
+
+
+def teacher_training(data: Split, config: TeacherConfig, directory: Path | None = None) -> Run:
+    """A run that trains a teacher on `data` by denoising.
+
+    Raises:
+        ConfigError: if a value is impossible, or the network does not fit the pictures.
+    """
+    configs.check(config)
+    images = data.train
+    num_classes = images.num_classes if images.num_classes > 1 else 0
+    shape = tuple(images.images.shape[1:])
+    if any(size % 2 ** (len(config.network.channels) - 1) for size in shape[1:]):
+        raise ConfigError(
+            f"network.channels has {len(config.network.channels)} levels, too many for {shape[1]}×{shape[2]} pictures; "
+            "each level halves them"
+        )
+    network_config = replace(config.network, image_channels=shape[0], num_classes=num_classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        network = registry.build(network_config)
+    denoiser = Denoiser(network, config.prediction, {"label": num_classes} if num_classes else {})
+    schedule = config.schedule.build()
+    method = Denoising(
+        denoiser,
+        schedule,
+        config.weighting.build_weighting(),
+        config.weighting.build_density(schedule),
+        config.cond_dropout,
+    )
+    info = {"role": "teacher", "data": config.data, "config": configs.to_json(config)}
+    model = Model(denoiser, network_config, schedule, shape, config.sampling_steps, num_classes, info)
+    return Run(config, method, _batches(images, num_classes, config), model, images, directory)
+
+
+def distill(teacher: Model, data: Split, config: DistillConfig | None = None, directory: Path | None = None) -> Student:
+    """Distil `teacher` on `data`, start to end: the whole of momatch in one call.
+
+    Args:
+        teacher: from `load_teacher`.
+        data: from `load_data`.
+        config: settings; a recipe, or `DistillConfig()`.
+        directory: where to keep checkpoints, logs and the student; None keeps nothing.
+
+    Returns:
+        The student, ready to `sample` and `save`.
+
+    Raises:
+        ConfigError: if a value is impossible, or teacher and data do not fit each other.
+    """
+    run = distillation(teacher, data, config or DistillConfig(), directory)
+    for _ in run:
+        pass
+    student = run.finish()
+    assert isinstance(student, Student)
+    return student
+
+
+class _Log:
+    """metrics.jsonl and config.json of a run's folder; does nothing without a folder."""
+
+    def __init__(self, directory: Path | None, config: RunConfig):
+        self.path = directory / "metrics.jsonl" if directory else None
+        self.started = False
+        if directory:
+            claim(directory, config)
+
+    def write(self, event: Event, monitor: Monitor) -> None:
+        if self.path is None:
+            return
+        record = event.record
+        rows: list[dict] = []
+        if not self.started:
+            self._drop_from(record.step)
+            rows.append(dict(event="start", step=record.step, data_mean=monitor.data_mean, data_std=monitor.data_std))
+            self.started = True
+        if record.metrics:
+            rows.append(dict(step=record.step, images_seen=record.images_seen, seconds=record.seconds, **record.metrics))
+        if event.look:
+            rows.append({"event": "look", **asdict(event.look)})
+        rows += [dict(event="alarm", step=record.step, message=message) for message in event.alarms]
+        if rows:
+            with self.path.open("a") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+    def _drop_from(self, step: int) -> None:
+        """Forget lines at or after `step`: steps that a crash took back are about to be done again."""
+        assert self.path is not None
+        if self.path.exists():
+            lines = [line for line in self.path.read_text().splitlines() if _step_of(line) < step]
+            self.path.write_text("".join(line + "\n" for line in lines))
+
+
+def claim(directory: Path, config: RunConfig) -> None:
+    """Make `directory` this config's run folder; a folder that is so already is fine.
+
+    Raises:
+        ConfigError: if it belongs to a run of another config, or cannot be written.
+    """
+    path, wanted = directory / "config.json", configs.to_json(config)
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path} is damaged ({error}); choose another --out or delete the folder") from None
+        changed = configs.differences(found, wanted)
+        if changed:
+            raise ConfigError(
+                f"{directory} holds a run of another config ({'; '.join(changed[:3])}); "
+                "choose another --out, or delete that folder"
+            )
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_atomically(path, lambda temporary: temporary.write_text(json.dumps(wanted, indent=2) + "\n"))
+    except OSError as error:
+        raise ConfigError(f"cannot write into {directory}: {error.strerror or error}; choose another --out") from None
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):  # a line cut short by a crash
+        return float("inf")
+
+
+def _batches(images: ImageSet, num_classes: int, config: RunConfig) -> Batches:
+    labels = images.labels if num_classes else None
+    return image_batches(images.images, labels, config.train.batch_size, config.train.seed)
+
+
+def _check_fit(teacher: Model, images: ImageSet) -> None:
+    shape = tuple(images.images.shape[1:])
+    if shape != teacher.sample_shape:
+        raise ConfigError(f"the data are pictures of shape {shape}, the teacher makes {teacher.sample_shape}")
+    if teacher.num_classes and images.num_classes > teacher.num_classes:
+        raise ConfigError(f"the data have {images.num_classes} classes, the teacher knows {teacher.num_classes}")

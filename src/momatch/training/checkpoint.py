@@ -1,0 +1,147 @@
+"""Checkpoints: one safetensors file each, written whole or not at all.
+
+A file is written under a temporary name, forced to disk and renamed, so at every moment the newest complete checkpoint
+survives whatever happens. It holds the weights of every role and the state of every optimizer; there is no random
+state to keep, since all randomness is a function of (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from momatch.errors import UsageError
+
+FORMAT = "momatch-checkpoint-1"
+
+
+class CheckpointError(UsageError):
+    """A checkpoint that cannot be used; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come: optimizer steps done, and pictures seen in them."""
+
+    step: int = 0
+    images_seen: int = 0
+
+
+def save(
+    directory: Path,
+    progress: Progress,
+    networks: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Adam],
+    keep: int = 2,
+) -> Path:
+    """Write `directory/step-00001234.safetensors` and drop all but the newest `keep`.
+
+    Raises:
+        OSError: if it cannot be written; older checkpoints are untouched.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value for role, network in networks.items() for key, value in _state(role, network, optimizers)}
+    metadata = {"format": FORMAT, "progress": json.dumps(vars(progress))}
+    path = directory / f"step-{progress.step:08d}.safetensors"
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    for old in paths(directory)[:-keep]:
+        old.unlink()
+    return path
+
+
+def paths(directory: Path) -> list[Path]:
+    """The checkpoints in `directory`, oldest first."""
+    return sorted(directory.glob("step-*.safetensors"))
+
+
+def restore(
+    directory: Path, networks: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Adam]
+) -> Progress:
+    """Load the newest checkpoint into `networks` and `optimizers`, in place; nothing there means a fresh start.
+
+    Raises:
+        CheckpointError: if the newest checkpoint is damaged, or is of other networks. Nothing has been loaded then.
+    """
+    existing = paths(directory)
+    if not existing:
+        return Progress()
+    path = existing[-1]
+    remedy = "delete it to go on from the one before" if len(existing) > 1 else "delete it to start again"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged ({error}); {remedy}") from None
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this program; {remedy}")
+    wanted = {key: value.shape for role, net in networks.items() for key, value in net.state_dict(prefix=f"{role}.").items()}
+    if {key: tensors[key].shape if key in tensors else None for key in wanted} != wanted:
+        raise CheckpointError(f"checkpoint {path} belongs to networks of another shape; {remedy}")
+    for role, network in networks.items():
+        network.load_state_dict({k.removeprefix(f"{role}."): tensors[k] for k in wanted if k.startswith(f"{role}.")})
+        for name, parameter in network.named_parameters():
+            prefix = f"optimizer.{role}.{name}."
+            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if state:
+                optimizers[role].state[parameter] = state
+    return Progress(**json.loads(metadata["progress"]))
+
+
+def second_moments(directory: Path, role: str, beta2: float) -> dict[str, Tensor]:
+    """Adam's bias-corrected second moments v̂ of every parameter of `role`, from the newest checkpoint."""
+    with safe_open(paths(directory)[-1], framework="pt") as file:
+        prefix, suffix = f"optimizer.{role}.", ".exp_avg_sq"
+        names = [k.removeprefix(prefix).removesuffix(suffix) for k in file.keys() if k.endswith(suffix)]  # noqa: SIM118
+        step = {name: float(file.get_tensor(f"{prefix}{name}.step")) for name in names}
+        return {name: file.get_tensor(f"{prefix}{name}{suffix}") / (1 - beta2 ** step[name]) for name in names}
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as one safetensors file, whole or not at all."""
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read what `save_tensors` wrote."""
+    return load_file(path)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call write(temporary path), force the file to disk, then rename it to `path`.
+
+    Raises:
+        OSError: if any of it fails; `path` is then as it was, and the temporary file is gone.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        try:
+            write(temporary)
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(f"cannot write {path}: {error}") from None
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _state(role: str, network: nn.Module, optimizers: Mapping[str, torch.optim.Adam]) -> list[tuple[str, Tensor]]:
+    entries = [(key, value.contiguous()) for key, value in network.state_dict(prefix=f"{role}.").items()]
+    for name, parameter in network.named_parameters():
+        state = optimizers[role].state.get(parameter, {})
+        entries += [(f"optimizer.{role}.{name}.{key}", value.contiguous()) for key, value in state.items()]
+    return entries

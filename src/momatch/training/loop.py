@@ -1,0 +1,144 @@
+"""The training loop: a generator that knows no losses.
+
+    for record in train(method, batches, config, directory):
+        ...
+
+It yields after every step. Whoever consumes it adds progress bars, logs, pictures; leaving the loop early (break, or
+`close()`) saves a checkpoint, and the same call later goes on from there, bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from momatch.errors import RunError
+from momatch.methods.base import Method
+from momatch.training import checkpoint
+from momatch.training.batches import Batches
+from momatch.training.optim import OptimConfig, learning_rate_schedule, make_optimizer
+from momatch.training.seeding import derive_seed
+
+
+class NonFiniteLossError(RunError):
+    """Training met a loss or gradient that is not finite; the message names the step and the last good checkpoint."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how often.
+
+    Attributes:
+        num_steps: optimizer steps in all (for alternating matching: of both kinds together).
+        batch_size: pictures a step.
+        seed: of everything random.
+        log_every: steps between records that carry metrics.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    num_steps: int = 3000
+    batch_size: int = 128
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 500
+
+
+@dataclass(frozen=True)
+class Record:
+    """State of the run after a step.
+
+    Attributes:
+        step: steps done so far.
+        images_seen: pictures seen so far, over all resumptions.
+        seconds: since this process began to train.
+        metrics: numbers by name, at every `log_every`-th step; empty otherwise.
+    """
+
+    step: int
+    images_seen: int
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def train(
+    method: Method, batches: Batches, config: TrainConfig, optim: OptimConfig, directory: Path | None = None
+) -> Iterator[Record]:
+    """Run `method` from the newest checkpoint in `directory` (if any) to `config.num_steps`.
+
+    Args:
+        method: the algorithm; its `trainable` networks get an optimizer each.
+        batches: step → batch.
+        config: length and rhythm.
+        optim: optimizer settings.
+        directory: where checkpoints live; None keeps none.
+
+    Yields:
+        A `Record` after every step.
+
+    Raises:
+        NonFiniteLossError: before a non-finite gradient could touch any weight.
+        CheckpointError: if the newest checkpoint cannot be used.
+    """
+    networks = method.trainable
+    optimizers = {role: make_optimizer(network.parameters(), optim) for role, network in networks.items()}
+    parameters = {role: list(network.parameters()) for role, network in networks.items()}
+    progress = checkpoint.restore(directory, networks, optimizers) if directory else checkpoint.Progress()
+    uses_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for n in networks.values() for m in n.modules())
+    saved = progress.step
+    for network in networks.values():
+        network.train()
+    start = time.monotonic()
+    try:
+        for step in range(progress.step, config.num_steps):
+            if uses_dropout:  # nn.Dropout takes no generator
+                torch.manual_seed(derive_seed(config.seed, "dropout", step))
+            batch = batches(step)
+            update = method.step(step, batch)
+            rate = learning_rate_schedule(optim, step, config.num_steps)
+            norms = {}
+            for role, loss in update.losses.items():
+                optimizers[role].zero_grad(set_to_none=True)
+                loss.backward()
+                norms[role] = clip_gradients(parameters[role], optim.clip_norm)
+                if not norms[role] < float("inf"):
+                    raise NonFiniteLossError(_non_finite(role, step, loss, directory))
+            for role in update.losses:
+                optimizers[role].param_groups[0]["lr"] = rate
+                optimizers[role].step()
+            progress = checkpoint.Progress(step + 1, progress.images_seen + len(batch.x))
+            metrics = {}
+            if progress.step % config.log_every == 0 or progress.step == config.num_steps:
+                metrics = {name: float(value) for name, value in update.metrics().items()}
+                metrics |= {f"gradient_norm_{role}": norm for role, norm in norms.items()}
+                metrics["learning_rate"] = rate
+            if directory and (progress.step % config.checkpoint_every == 0 or progress.step == config.num_steps):
+                checkpoint.save(directory, progress, networks, optimizers)
+                saved = progress.step
+            yield Record(progress.step, progress.images_seen, time.monotonic() - start, metrics)
+    except GeneratorExit:
+        if directory and saved != progress.step:
+            checkpoint.save(directory, progress, networks, optimizers)
+        raise
+
+
+def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> float:
+    """Scale the gradients to a global norm of at most `max_norm`; returns the norm before."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+    if norm > max_norm:
+        torch._foreach_mul_(gradients, max_norm / norm)
+    return norm
+
+
+def _non_finite(role: str, step: int, loss: torch.Tensor, directory: Path | None) -> str:
+    good = checkpoint.paths(directory)[-1:] if directory else []
+    where = f"the last good checkpoint is {good[0]}" if good else "there is no checkpoint yet"
+    return (
+        f"the {role}'s loss or gradient is not finite at step {step} (loss {loss.item():.4g}); {where}; "
+        "lower the learning rate, or choose a weighting that is bounded (flat, snr_clipped)"
+    )

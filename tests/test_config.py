@@ -1,0 +1,64 @@
+"""Configs: written, read back, compared; nonsense is refused with the key, the value and the remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from momatch import config as configs
+from momatch.config import ConfigError, DistillConfig, TeacherConfig
+from momatch.recipes import RECIPES, recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_valid_and_survives_json(name):
+    config = recipe(name)
+    configs.check(config)
+    text = json.dumps(configs.to_json(config))
+    assert configs.from_json(json.loads(text), type(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"steps": "8"}, "steps"),
+        ({"stepz": 8}, "unknown config key 'stepz'"),
+        ({"train": {"num_step": 8}}, "unknown config key 'train.num_step'"),
+        ({"train": {"num_steps": 8.5}}, "train.num_steps"),
+        ({"update": "both"}, "update"),
+        ({"weighting": {"name": "heavy"}}, "weighting.name"),
+    ],
+)
+def test_unknown_keys_and_wrong_types_are_refused(change, says):
+    with pytest.raises(ConfigError, match=says.replace(".", r"\.")):
+        configs.from_json(change, DistillConfig)
+
+
+@pytest.mark.parametrize("steps", [0, 17, -1])
+def test_impossible_step_counts_are_refused(steps):
+    with pytest.raises(ConfigError, match=f"steps is {steps}; use 1 to 16"):
+        configs.check(DistillConfig(steps=steps))
+
+
+def test_impossible_values_are_refused():
+    base = DistillConfig()
+    for field, inner, value in (
+        ("train", "num_steps", 0),
+        ("train", "batch_size", -3),
+        ("optim", "learning_rate", 0.0),
+        ("optim", "beta2", 1.0),
+        ("weighting", "exponent", -1.0),
+        ("monitor", "num_samples", 5),
+    ):
+        changed = dataclasses.replace(getattr(base, field), **{inner: value})
+        with pytest.raises(ConfigError, match=rf"{field}\.{inner} is {value}"):
+            configs.check(dataclasses.replace(base, **{field: changed}))
+    with pytest.raises(ConfigError, match="cond_dropout"):
+        configs.check(TeacherConfig(cond_dropout=1.0))
+
+
+def test_differences_are_named():
+    a, b = configs.to_json(DistillConfig()), configs.to_json(DistillConfig(steps=4))
+    assert configs.differences(a, b) == ["steps: 8 there, 4 here"]

@@ -1,0 +1,239 @@
+"""The loop, checkpoints and seeds: resuming is exact, damage is survived, nothing non-finite touches a weight."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from momatch.denoiser import Denoiser
+from momatch.methods.alternating import Alternating
+from momatch.methods.base import Batch, Update
+from momatch.networks.configs import MLPConfig
+from momatch.networks.registry import build
+from momatch.schedules import cosine
+from momatch.training import checkpoint
+from momatch.training.batches import image_batches
+from momatch.training.checkpoint import CheckpointError
+from momatch.training.loop import NonFiniteLossError, TrainConfig, clip_gradients, train
+from momatch.training.optim import OptimConfig, learning_rate_schedule, make_optimizer
+from momatch.training.seeding import derive_seed, generator
+
+DATA = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=3)
+
+
+def denoiser(seed: int) -> Denoiser:
+    torch.manual_seed(seed)
+    network = build(MLPConfig(dim=2, width=16, depth=1, embedding_dim=8))
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return Denoiser(network)
+
+
+def matching() -> Alternating:
+    return Alternating(denoiser(0), denoiser(1), denoiser(2), cosine(), steps=4)
+
+
+def run(method, steps: int, directory: Path | None, stop_after: int | None = None, batches=None) -> dict[str, Tensor]:
+    config = TrainConfig(num_steps=steps, batch_size=16, log_every=1, checkpoint_every=5)
+    records = train(method, batches or image_batches(DATA, None, 16, seed=7), config, OPTIM, directory)
+    for record in records:
+        if record.step == stop_after:
+            records.close()
+    return {f"{r}.{k}": v.clone() for r, net in method.trainable.items() for k, v in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 8])
+def test_a_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, stop_after):
+    """Stops after odd and even steps: the parity of the update lives in the step, not in a counter."""
+    whole = run(matching(), 12, None)
+    run(matching(), 12, tmp_path, stop_after)
+    assert [p.name for p in checkpoint.paths(tmp_path)][-1] == f"step-{stop_after:08d}.safetensors"
+    resumed = run(matching(), 12, tmp_path)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+KILLED = """
+import sys, pathlib
+sys.path.insert(0, {tests!r})
+import test_training as t
+class Slow:
+    def __init__(self, batches): self.batches = batches
+    def __call__(self, step):
+        if step == 13: print("ready", flush=True); import time; time.sleep(60)
+        return self.batches(step)
+t.run(t.matching(), 20, pathlib.Path({folder!r}), batches=Slow(t.image_batches(t.DATA, None, 16, seed=7)))
+"""
+
+
+def test_a_run_killed_without_warning_resumes_bit_for_bit(tmp_path):
+    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "run"))
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoint.paths(tmp_path / "run")[-1].name == "step-00000010.safetensors"
+    whole, resumed = run(matching(), 20, None), run(matching(), 20, tmp_path / "run")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_at_most_two_checkpoints_are_kept_and_no_temporary_file(tmp_path):
+    run(matching(), 20, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000015.safetensors", "step-00000020.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "other networks"])
+def test_a_checkpoint_that_cannot_be_used_is_named_and_nothing_is_changed(tmp_path, damage):
+    run(matching(), 12, tmp_path, stop_after=10)
+    newest = checkpoint.paths(tmp_path)[-1]
+    content = newest.read_bytes()
+    if damage == "truncated":
+        newest.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        newest.write_bytes(b"")
+    elif damage == "foreign":
+        save_file({"a": torch.zeros(2)}, newest)
+    method = matching()
+    if damage == "other networks":
+        other = Denoiser(build(MLPConfig(dim=2, width=24, depth=1, embedding_dim=8)))
+        method = Alternating(denoiser(0), other, denoiser(2), cosine(), steps=4)
+    before = {k: v.clone() for k, v in method.student.state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        run(method, 12, tmp_path)
+    assert str(newest) in str(error.value) and "delete it to go on from the one before" in str(error.value)
+    assert all(torch.equal(before[k], v) for k, v in method.student.state_dict().items())
+    newest.unlink()
+    if damage != "other networks":
+        whole, resumed = run(matching(), 12, None), run(matching(), 12, tmp_path)
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    run(matching(), 10, tmp_path, stop_after=5)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(matching(), 10, tmp_path)
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000005.safetensors"]
+    whole, resumed = run(matching(), 10, None), run(matching(), 10, tmp_path)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+class Explodes:
+    """The loss of step 7 is infinite or not a number."""
+
+    def __init__(self, value: float):
+        self.network, self.value = nn.Linear(2, 1), value
+
+    @property
+    def trainable(self):
+        return {"student": self.network}
+
+    def step(self, step: int, batch: Batch) -> Update:
+        loss = self.network(batch.x).square().mean() * (self.value if step == 7 else 1.0)
+        return Update({"student": loss}, dict)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_non_finite_loss_stops_the_run_before_any_weight_changes(tmp_path, value):
+    torch.manual_seed(0)
+    method, sound = Explodes(value), Explodes(1.0)
+    sound.network.load_state_dict(method.network.state_dict())
+    before_it = run(sound, 20, None, stop_after=7)
+    config = TrainConfig(num_steps=20, batch_size=16, log_every=1, checkpoint_every=5)
+    with pytest.raises(NonFiniteLossError) as error:
+        for _ in train(method, image_batches(DATA, None, 16, seed=7), config, OPTIM, tmp_path):
+            pass
+    assert "step 7" in str(error.value) and "step-00000005.safetensors" in str(error.value)
+    assert all(torch.equal(before_it[f"student.{k}"], v) for k, v in method.network.state_dict().items())
+
+
+def test_each_role_has_its_own_optimizer():
+    """Training the student must not move the auxiliary, momentum included."""
+    method = matching()
+    optim = OptimConfig(learning_rate=1e-2, warmup_steps=1, beta1=0.9)
+    config = TrainConfig(num_steps=6, batch_size=16)
+    states = []
+    for _ in train(method, image_batches(DATA, None, 16, seed=7), config, optim):
+        states.append({r: [p.clone() for p in n.parameters()] for r, n in method.trainable.items()})
+
+    def moved(role: str, i: int) -> bool:
+        return any(not torch.equal(a, b) for a, b in zip(states[i][role], states[i - 1][role], strict=True))
+
+    assert [(moved("student", i), moved("auxiliary", i)) for i in range(1, 6)] == [
+        (True, False),
+        (False, True),
+        (True, False),
+        (False, True),
+        (True, False),
+    ]
+
+
+def test_adam_is_the_paper_s():
+    """One step from zero state: Δ = −lr · g/(|g| + ε), by hand, with β₁ = 0."""
+    weight = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    optimizer = make_optimizer([weight], OptimConfig(learning_rate=0.1))
+    group = optimizer.param_groups[0]
+    assert (group["betas"], group["eps"]) == ((0.0, 0.99), 1e-12)
+    weight.grad = torch.tensor([0.5, -1e-4, 2.0])
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([0.9, -1.9, 2.9]))
+
+
+def test_the_learning_rate_rises_then_falls_to_zero():
+    config = OptimConfig(learning_rate=1.0, warmup_steps=10)
+    rates = [learning_rate_schedule(config, n, 110) for n in range(110)]
+    assert rates[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
+    assert rates[10] == 1.0 and rates[60] == pytest.approx(0.5) and rates[109] == pytest.approx(0.01)
+
+
+def test_gradients_are_clipped_to_the_global_norm():
+    parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(4))]
+    for parameter, value in zip(parameters, (3.0, 4.0), strict=True):
+        parameter.grad = torch.full_like(parameter, value)
+    norm = (3 * 9.0 + 4 * 16.0) ** 0.5
+    assert clip_gradients(parameters, 1.0) == pytest.approx(norm)
+    clipped = torch.cat([p.grad for p in parameters if p.grad is not None])
+    assert float(clipped.norm()) == pytest.approx(1.0, rel=1e-5)
+    assert float(clipped[-1] / clipped[0]) == pytest.approx(4 / 3)
+    assert clip_gradients(parameters, 5.0) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_seeds_differ_by_seed_purpose_and_step_and_repeat():
+    seeds = {derive_seed(seed, name, step) for seed in range(5) for name in ("train", "sample") for step in range(100)}
+    assert len(seeds) == 1000
+    first, again = (torch.rand(5, generator=generator(3, "train", 4)) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    arguments = ["-m", "momatch", "distill", "digits-8", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, *arguments, "--train.batch-size", "4", "--monitor.every", "0", "--train.num-steps", "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and metrics.read_text().count("\n") >= 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "run the same command again to go on" in out.replace("\n", " ") and "Traceback" not in err
+    assert len(checkpoint.paths(tmp_path / "run" / "checkpoints")) >= 1
