@@ -1,12 +1,12 @@
-"""The digits study behind docs/numbers.md: teachers and students at all step counts, several seeds, honest intervals.
+"""The digits study behind docs/numbers.md: teachers and students at all step counts, several seeds.
 
     python benchmarks/digits.py teacher --steps 8 64 256 --seeds 0 1 2
     python benchmarks/digits.py student --recipe digits-8 --seeds 0 1 2 [--label joint --set update=joint]
     python benchmarks/digits.py summarise
 
-Every line of the study is 20,000 generated pictures, labels in equal numbers, against the same 599 held-out pictures.
-Samples are kept under runs/numbers/ so that lines can be compared in pairs; `summarise` writes a dated JSON into
-benchmarks/results/ and prints the table. Interrupted work goes on where it stopped.
+Every line of the study is 20,000 generated pictures, labels in equal numbers, against the same 599 held-out
+pictures. Samples are kept under runs/numbers/ so that lines can be compared in pairs; `summarise` writes a dated
+JSON into benchmarks/results/ and prints the table. Interrupted work goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def numbers(result: Any) -> dict[str, float]:
 
 
 def compare(features: dict[tuple[str, int], Tensor], reference: Tensor, against: str) -> list[dict[str, Any]]:
-    """FD of every line less that of `against`, same seed where there is one: bias-corrected, paired 95 % interval."""
+    """FD of every line less that of `against` (same seed if possible): bias-corrected, paired 95 % interval."""
     baselines = {seed: f for (name, seed), f in features.items() if name == against}
     found = []
     for (name, seed), generated in features.items():
@@ -199,7 +199,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
     for name, function in (("teacher", teacher), ("student", student), ("summarise", summarise)):
         command = commands.add_parser(name)
@@ -209,7 +211,9 @@ def main() -> None:
         command.add_argument("--steps", type=int, nargs="+", default=[8])
         command.add_argument("--model", default="digits", help="teacher to sample")
         command.add_argument("--recipe", default="digits-8")
-        command.add_argument("--set", nargs="*", default=[], help="overrides such as optim.learning_rate=1e-3")
+        command.add_argument(
+            "--set", nargs="*", default=[], help="overrides such as optim.learning_rate=1e-3"
+        )
         command.add_argument("--only", nargs="*", help="lines to summarise")
         command.add_argument("--against", default="teacher-256", help="line to compare with")
         command.add_argument("--out", default="digits", help="name of the result file")

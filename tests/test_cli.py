@@ -1,4 +1,4 @@
-"""The command line as a person uses it: the whole way on a small budget, and one sentence for every mistake."""
+"""The command line as a person uses it: the whole way on a small budget, one sentence for every mistake."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from momatch.cli import main
 from momatch.training import checkpoint
 
 SMALL_TEACHER = [
-    "--network.channels", "8", "16", "--network.attention-levels", "--train.num-steps", "6", "--train.batch-size", "8",
-    "--train.log-every", "2", "--train.checkpoint-every", "3", "--monitor.every", "0", "--sampling-steps", "4",
+    "--network.channels", "8", "16", "--network.attention-levels", "--sampling-steps", "4",
+    "--train.num-steps", "6", "--train.batch-size", "8", "--train.log-every", "2",
+    "--train.checkpoint-every", "3", "--monitor.every", "0",
 ]  # fmt: skip
 SMALL_STUDENT = [
     "--train.num-steps", "6", "--train.batch-size", "8", "--train.log-every", "2", "--monitor.every", "3",
@@ -28,7 +29,11 @@ def data(tmp_path_factory):
     """An .npz of 120 coloured pictures in three classes."""
     rng = np.random.default_rng(0)
     labels = np.arange(120) % 3
-    images = (rng.integers(0, 100, (120, 8, 8, 3)) + 70 * labels[:, None, None, None]).clip(0, 255).astype(np.uint8)
+    images = (
+        (rng.integers(0, 100, (120, 8, 8, 3)) + 70 * labels[:, None, None, None])
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
     path = tmp_path_factory.mktemp("data") / "colours.npz"
     np.savez(path, images=images, labels=labels)
     return str(path)
@@ -59,7 +64,25 @@ def test_a_teacher_run_leaves_a_model_and_its_second_moments(teacher):
 
 def test_the_whole_way(run, data, tmp_path, capsys):
     grid, arrays = tmp_path / "grid.png", tmp_path / "samples.npz"
-    assert main(["sample", run, "--steps", "2", "--num", "9", "--labels", "0,2", "--seed", "7", "--out", str(grid)]) == 0
+    assert (
+        main(
+            [
+                "sample",
+                run,
+                "--steps",
+                "2",
+                "--num",
+                "9",
+                "--labels",
+                "0,2",
+                "--seed",
+                "7",
+                "--out",
+                str(grid),
+            ]
+        )
+        == 0
+    )
     assert main(["sample", run, "--num", "5", "--labels", "1,2", "--seed", "7", "--out", str(arrays)]) == 0
     assert Image.open(grid).size[0] > 24
     with np.load(arrays) as samples:
@@ -77,7 +100,9 @@ def test_the_whole_way(run, data, tmp_path, capsys):
 
 def test_the_same_command_again_finishes_at_once_and_changes_nothing(run, teacher, data):
     before = momatch.load_student(run).sample(4, seed=1)
-    assert main(["distill", "digits-4", "--out", run, "--teacher", teacher, "--data", data, *SMALL_STUDENT]) == 0
+    assert (
+        main(["distill", "digits-4", "--out", run, "--teacher", teacher, "--data", data, *SMALL_STUDENT]) == 0
+    )
     assert torch.equal(before, momatch.load_student(run).sample(4, seed=1))
 
 
@@ -95,7 +120,9 @@ def test_samples_are_a_function_of_the_seed(run):
     assert torch.equal(whole, student.sample(300, cond=labels, seed=3))
     assert not torch.equal(whole, student.sample(300, cond=labels, seed=4))
     fewer = student.sample(20, steps=1, cond={"label": torch.arange(20) % 3}, seed=3)
-    torch.testing.assert_close(fewer, student.sample(300, steps=1, cond=labels, seed=3)[:20], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        fewer, student.sample(300, steps=1, cond=labels, seed=3)[:20], rtol=1e-4, atol=1e-4
+    )
 
 
 MISTAKES = [
@@ -118,7 +145,21 @@ MISTAKES = [
     (["distill", "digits-8", "--out", "{run}"], "holds a run of another config"),
     (["distill", "--config", "{tmp}/none.json", "--out", "{tmp}/a"], "cannot read the config"),
     (["train-teacher", "digits-8", "--out", "{tmp}/a"], "momatch distill"),
-    (["train-teacher", "digits-teacher", "--out", "{tmp}/a", "--network.channels", "8", "8", "8", "8", "8"], "levels"),
+    (
+        [
+            "train-teacher",
+            "digits-teacher",
+            "--out",
+            "{tmp}/a",
+            "--network.channels",
+            "8",
+            "8",
+            "8",
+            "8",
+            "8",
+        ],
+        "levels",
+    ),
     (["train-teacher", "digits-teacher", "--out", "{tmp}/a", "--network.channels", "7"], "multiples of 8"),
     (["sample", "{tmp}/none"], "holds no model"),
     (["sample", "{run}", "--steps", "0"], "steps must be at least 1, got 0"),
@@ -155,7 +196,11 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(arguments, says, run, data,
 def test_a_damaged_model_is_refused(run, tmp_path, capsys):
     import shutil
 
-    for name, content in (("model.safetensors", b"short"), ("model.json", b"{"), ("model.json", b'{"format": "x"}')):
+    for name, content in (
+        ("model.safetensors", b"short"),
+        ("model.json", b"{"),
+        ("model.json", b'{"format": "x"}'),
+    ):
         copy = tmp_path / "student"
         shutil.copytree(f"{run}/student", copy, dirs_exist_ok=True)
         (copy / name).write_bytes(content)

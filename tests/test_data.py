@@ -34,7 +34,11 @@ def test_folder_and_npz_of_the_same_pictures_agree(tmp_path):
         Image.fromarray(image).save(folder / f"{i:02d}.png")
     np.savez(tmp_path / "data.npz", images=images, labels=labels)
     folder, npz = load_data(str(tmp_path / "folder")), load_data(str(tmp_path / "data.npz"))
-    assert folder.train.num_classes == npz.train.num_classes == 2 and folder.train.images.shape[1:] == (1, 6, 6)
+    assert folder.train.num_classes == npz.train.num_classes == 2 and folder.train.images.shape[1:] == (
+        1,
+        6,
+        6,
+    )
     assert len(folder.heldout) == len(npz.heldout) == 4
 
     def multiset(images, labels):

@@ -13,8 +13,8 @@ from momatch.model import Model
 from momatch.networks.configs import UNetConfig
 from momatch.networks.unet import UNet
 from momatch.runs import distillation, teacher_training
-from momatch.training.loop import TrainConfig, train
-from momatch.training.optim import make_optimizer
+from momatch.training.loop import Record, TrainConfig
+from momatch.training.optim import Optimizer
 
 NETWORK = UNetConfig(channels=(8, 16), num_classes=3, embedding_dim=16)
 
@@ -58,13 +58,10 @@ def test_memory_of_weights_has_its_closed_form(teacher, data):
 
 
 def test_optimizer_state_is_what_the_optimizer_holds(teacher):
-    network = teacher.denoiser
-    optimizer = make_optimizer(network.parameters(), DistillConfig().optim)
-    for p in network.parameters():
-        p.grad = torch.ones_like(p)
-    optimizer.step()
-    moments = [t for state in optimizer.state.values() for t in state.values() if t.ndim]
-    held = sum(t.numel() * t.element_size() for t in moments)
+    network = copy.deepcopy(teacher.denoiser).requires_grad_(True)
+    optimizer = Optimizer(network, DistillConfig().optim)
+    optimizer.step(1e-4)
+    held = sum(t.numel() * t.element_size() for key, t in optimizer.state().items() if key != "step")
     assert planning.network_cost("student", network, True).optimizer_state == held
 
 
@@ -190,11 +187,15 @@ def test_format_seconds(seconds, text):
     assert planning.format_seconds(seconds) == text
 
 
-def test_estimate_of_a_probe_agrees_with_a_run(teacher, data):
-    config = distill_config(monitor=MonitorConfig(every=0))
-    found = planning.plan(config, teacher, data, probe_seconds=0.5)
-    run = distillation(teacher, data, config)
-    times = [
-        r.seconds for r in train(run.method, run.batches, replace(config.train, num_steps=40), config.optim)
-    ]
-    assert 0.3 < found.seconds_per_step / ((times[-1] - times[3]) / 36) < 3
+def test_probe_leaves_out_the_warm_up_and_times_whole_pairs(teacher, data, monkeypatch):
+    def slow_start(method, batches, config, optim):
+        for i in range(config.num_steps):
+            cheap_or_dear = 1.0 if i % 2 == 0 else 3.0
+            clock.append(clock[-1] + (50.0 if i < planning.WARMUP_STEPS else cheap_or_dear))
+            yield Record(i + 1, 0, clock[-1])
+
+    monkeypatch.setattr(planning, "train", slow_start)
+    for seconds, expected_steps in ((0.0, 2), (101.0, 2), (105.0, 4), (110.5, 6)):
+        clock = [0.0]
+        per_step, steps = planning.probe(distillation(teacher, data, distill_config()), seconds)
+        assert (per_step, steps) == (2.0, expected_steps)

@@ -1,7 +1,8 @@
-"""The loop, checkpoints and seeds: resuming is exact, damage is survived, nothing non-finite touches a weight."""
+"""The loop, checkpoints and seeds: resuming is exact, damage is survived, no weight becomes non-finite."""
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -23,8 +24,8 @@ from momatch.schedules import cosine
 from momatch.training import checkpoint
 from momatch.training.batches import image_batches
 from momatch.training.checkpoint import CheckpointError
-from momatch.training.loop import NonFiniteLossError, TrainConfig, clip_gradients, train
-from momatch.training.optim import OptimConfig, learning_rate_schedule, make_optimizer
+from momatch.training.loop import NonFiniteLossError, TrainConfig, train
+from momatch.training.optim import OptimConfig, Optimizer, learning_rate_schedule
 from momatch.training.seeding import derive_seed, generator
 
 DATA = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
@@ -43,7 +44,9 @@ def matching() -> Alternating:
     return Alternating(denoiser(0), denoiser(1), denoiser(2), cosine(), steps=4)
 
 
-def run(method, steps: int, directory: Path | None, stop_after: int | None = None, batches=None) -> dict[str, Tensor]:
+def run(
+    method, steps: int, directory: Path | None, stop_after: int | None = None, batches=None
+) -> dict[str, Tensor]:
     config = TrainConfig(num_steps=steps, batch_size=16, log_every=1, checkpoint_every=5)
     records = train(method, batches or image_batches(DATA, None, 16, seed=7), config, OPTIM, directory)
     for record in records:
@@ -88,7 +91,10 @@ def test_a_run_killed_without_warning_resumes_bit_for_bit(tmp_path):
 
 def test_at_most_two_checkpoints_are_kept_and_no_temporary_file(tmp_path):
     run(matching(), 20, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000015.safetensors", "step-00000020.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step-00000015.safetensors",
+        "step-00000020.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "other networks"])
@@ -184,13 +190,41 @@ def test_each_role_has_its_own_optimizer():
 
 def test_adam_is_the_paper_s():
     """One step from zero state: Δ = −lr · g/(|g| + ε), by hand, with β₁ = 0."""
-    weight = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
-    optimizer = make_optimizer([weight], OptimConfig(learning_rate=0.1))
-    group = optimizer.param_groups[0]
+    network = nn.Linear(3, 1, bias=False)
+    before = network.weight.detach().clone()
+    optimizer = Optimizer(network, OptimConfig(learning_rate=0.1))
+    group = optimizer.adam.param_groups[0]
     assert (group["betas"], group["eps"]) == ((0.0, 0.99), 1e-12)
-    weight.grad = torch.tensor([0.5, -1e-4, 2.0])
-    optimizer.step()
-    torch.testing.assert_close(weight.detach(), torch.tensor([0.9, -1.9, 2.9]))
+    assert network.weight.grad is not None
+    network.weight.grad.copy_(torch.tensor([[0.5, -1e-4, 2.0]]))
+    optimizer.step(0.1)
+    torch.testing.assert_close(network.weight.detach() - before, torch.tensor([[-0.1, 0.1, -0.1]]))
+
+
+def test_one_buffer_trains_like_one_tensor_per_parameter():
+    """Against torch's Adam on a network with channels-last convolutions: forward, clip and five steps agree."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Conv2d(2, 8, 3), nn.SiLU(), nn.Flatten(), nn.Linear(32, 3)).double()
+    ours.to(memory_format=torch.channels_last)
+    theirs = copy.deepcopy(ours)
+    config = OptimConfig(learning_rate=1e-2, beta1=0.5, clip_norm=0.05)
+    optimizer = Optimizer(ours, config)
+    adam = torch.optim.Adam(theirs.parameters(), lr=1e-2, betas=(0.5, 0.99), eps=1e-12)
+    assert ours[0].weight.is_contiguous(memory_format=torch.channels_last)
+    for i in range(5):
+        x = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(i)).double()
+        optimizer.zero_grad()
+        ours(x).square().sum().backward()
+        norm = optimizer.clip()
+        optimizer.step(1e-2)
+        adam.zero_grad()
+        theirs(x).square().sum().backward()
+        assert (
+            norm == pytest.approx(float(nn.utils.clip_grad_norm_(theirs.parameters(), 0.05))) and norm > 0.05
+        )
+        adam.step()
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)  # torch clips to max_norm less a millionth
 
 
 def test_the_learning_rate_rises_then_falls_to_zero():
@@ -201,19 +235,25 @@ def test_the_learning_rate_rises_then_falls_to_zero():
 
 
 def test_gradients_are_clipped_to_the_global_norm():
-    parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(4))]
-    for parameter, value in zip(parameters, (3.0, 4.0), strict=True):
-        parameter.grad = torch.full_like(parameter, value)
+    network = nn.ParameterList([torch.zeros(3), torch.zeros(4)])
+    optimizer = Optimizer(network, OptimConfig(clip_norm=1.0))
+    for parameter, value in zip(network, (3.0, 4.0), strict=True):
+        parameter.grad.fill_(value)
     norm = (3 * 9.0 + 4 * 16.0) ** 0.5
-    assert clip_gradients(parameters, 1.0) == pytest.approx(norm)
-    clipped = torch.cat([p.grad for p in parameters if p.grad is not None])
+    assert optimizer.clip() == pytest.approx(norm)
+    clipped = torch.cat([p.grad for p in network])
     assert float(clipped.norm()) == pytest.approx(1.0, rel=1e-5)
     assert float(clipped[-1] / clipped[0]) == pytest.approx(4 / 3)
-    assert clip_gradients(parameters, 5.0) == pytest.approx(1.0, rel=1e-5)
+    assert optimizer.clip() == pytest.approx(1.0, rel=1e-5)
 
 
 def test_seeds_differ_by_seed_purpose_and_step_and_repeat():
-    seeds = {derive_seed(seed, name, step) for seed in range(5) for name in ("train", "sample") for step in range(100)}
+    seeds = {
+        derive_seed(seed, name, step)
+        for seed in range(5)
+        for name in ("train", "sample")
+        for step in range(100)
+    }
     assert len(seeds) == 1000
     first, again = (torch.rand(5, generator=generator(3, "train", 4)) for _ in range(2))
     assert torch.equal(first, again)
@@ -222,7 +262,16 @@ def test_seeds_differ_by_seed_purpose_and_step_and_repeat():
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     arguments = ["-m", "momatch", "distill", "digits-8", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(
-        [sys.executable, *arguments, "--train.batch-size", "4", "--monitor.every", "0", "--train.num-steps", "100000"],
+        [
+            sys.executable,
+            *arguments,
+            "--train.batch-size",
+            "4",
+            "--monitor.every",
+            "0",
+            "--train.num-steps",
+            "100000",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

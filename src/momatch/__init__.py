@@ -32,7 +32,8 @@ _HOMES = {
 }
 _MODULES = ("analytic", "evaluation", "methods", "process", "sampling", "schedules")
 
-__all__ = ["__version__", *_HOMES, *_MODULES]  # noqa: F822 (imported on first use)
+# Imported on first use, so neither checker finds the names.
+__all__ = ["__version__", *_HOMES, *_MODULES]  # noqa: F822 # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

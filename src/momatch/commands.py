@@ -1,4 +1,4 @@
-"""The commands behind the command line: each parses its arguments, calls the library, prints what came of it."""
+"""The commands behind the command line: each parses its arguments, calls the library, prints the outcome."""
 
 from __future__ import annotations
 
@@ -79,15 +79,23 @@ def demo(arguments: list[str], console: Console) -> None:
     assert isinstance(config, DistillConfig)
     teacher, data = load_teacher(config.teacher), load_data(config.data)
     console.print(
-        f"Teacher: {count(teacher)} parameters, trained on {len(data.train)} digits; {len(data.heldout)} are held out.\n"
-        f"Distilling it into {config.steps} steps by alternating moment matching, {config.train.num_steps} steps "
-        f"of {config.train.batch_size} pictures.",
+        f"Teacher: {count(teacher)} parameters, trained on {len(data.train)} digits; "
+        f"{len(data.heldout)} are held out.\n"
+        f"Distilling it into {config.steps} steps by alternating moment matching, "
+        f"{config.train.num_steps} steps of {config.train.batch_size} pictures.",
         soft_wrap=True,
     )
     finish(distillation(teacher, data, config, parsed.out), "distilling", console)
     student = load_any(parsed.out)
     console.print(f"Evaluating on {parsed.num_samples} samples each.")
-    measure(parsed.out, [("teacher", teacher, (8, 64)), ("student", student, (config.steps,))], data, parsed.num_samples, 0, console)
+    measure(
+        parsed.out,
+        [("teacher", teacher, (8, 64)), ("student", student, (config.steps,))],
+        data,
+        parsed.num_samples,
+        0,
+        console,
+    )
     written = write_report(parsed.out)
     out = shlex.quote(str(parsed.out))
     console.print(
@@ -116,6 +124,7 @@ class TeacherArguments:
 def train_teacher(arguments: list[str], console: Console) -> None:
     """`momatch train-teacher RECIPE --out DIR`."""
     base, rest = base_config(arguments, TeacherConfig, "train-teacher")
+    assert isinstance(base, TeacherConfig)
     parsed = parse(TeacherArguments, rest, "train-teacher RECIPE", TeacherArguments(tyro.MISSING, base))
     configs.check(parsed.config)
     finish(teacher_training(load_data(parsed.config.data), parsed.config, parsed.out), "training", console)
@@ -138,12 +147,20 @@ class DistillArguments:
 def distill(arguments: list[str], console: Console) -> None:
     """`momatch distill RECIPE --out DIR`."""
     base, rest = base_config(arguments, DistillConfig, "distill")
+    assert isinstance(base, DistillConfig)
     parsed = parse(DistillArguments, rest, "distill RECIPE", DistillArguments(tyro.MISSING, base))
     config = parsed.config
     configs.check(config)
-    finish(distillation(load_teacher(config.teacher), load_data(config.data), config, parsed.out), "distilling", console)
+    finish(
+        distillation(load_teacher(config.teacher), load_data(config.data), config, parsed.out),
+        "distilling",
+        console,
+    )
     out = shlex.quote(str(parsed.out))
-    console.print(f"Student: {parsed.out / 'student'}\nNext: momatch evaluate {out} && momatch report {out}", soft_wrap=True)
+    console.print(
+        f"Student: {parsed.out / 'student'}\nNext: momatch evaluate {out} && momatch report {out}",
+        soft_wrap=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -193,7 +210,9 @@ def sample(arguments: list[str], console: Console) -> None:
         from momatch.reports.plots import image_grid, save_png
 
         save_png(image_grid(images, grid_columns(parsed.num)), parsed.out)
-    console.print(f"{parsed.num} samples in {parsed.steps or model.steps} steps each: {parsed.out}", soft_wrap=True)
+    console.print(
+        f"{parsed.num} samples in {parsed.steps or model.steps} steps each: {parsed.out}", soft_wrap=True
+    )
 
 
 @dataclass(frozen=True)
@@ -221,15 +240,25 @@ def evaluate(arguments: list[str], console: Console) -> None:
     """`momatch evaluate RUN`."""
     parsed = parse(EvaluateArguments, arguments, "evaluate")
     if parsed.num < 100:
-        raise UsageError(f"--num {parsed.num} is too few for any metric; use 100 or more (20000 for figures to quote)")
+        raise UsageError(
+            f"--num {parsed.num} is too few for any metric; use 100 or more (20000 for figures to quote)"
+        )
     model = load_any(parsed.run)
     data = load_data(parsed.data or str(model.info.get("data", "digits")))
     steps = integers(parsed.steps, "--steps") if parsed.steps else (model.steps,)
     jobs = []
     if parsed.teacher_steps:
         if model.info.get("role") != "student":
-            raise UsageError(f"--teacher-steps {parsed.teacher_steps}: {parsed.run} is no student; use --steps")
-        jobs.append(("teacher", load_teacher(str(model.info["teacher"])), integers(parsed.teacher_steps, "--teacher-steps")))
+            raise UsageError(
+                f"--teacher-steps {parsed.teacher_steps}: {parsed.run} is no student; use --steps"
+            )
+        jobs.append(
+            (
+                "teacher",
+                load_teacher(str(model.info["teacher"])),
+                integers(parsed.teacher_steps, "--teacher-steps"),
+            )
+        )
     jobs.append((str(model.info.get("role", "model")), model, steps))
     for _, which, counts in jobs:
         for k in counts:
@@ -293,7 +322,7 @@ def measure(
     seed: int,
     console: Console,
 ) -> None:
-    """Evaluate models at step counts, print the table; keep evaluation.json and final grids in `directory`."""
+    """Evaluate models at step counts, print the table; keep evaluation.json and last grids in `directory`."""
     from momatch.evaluation.sweep import evaluate_at
     from momatch.reports.plots import image_grid, save_png
     from momatch.reports.tables import evaluation_table
@@ -306,7 +335,9 @@ def measure(
             if directory:
                 (directory / "samples").mkdir(exist_ok=True)
                 labels = torch.arange(GRID_SAMPLES) % max(model.num_classes, 1)
-                images = model.sample(GRID_SAMPLES, steps, {"label": labels} if model.num_classes else None, seed)
+                images = model.sample(
+                    GRID_SAMPLES, steps, {"label": labels} if model.num_classes else None, seed
+                )
                 save_png(image_grid(images, GRID_COLUMNS), directory / f"samples/final-{name}-{steps}.png")
     if directory:
         contents = {"data": data.train.name, "rows": [row.to_dict() for row in rows]}
@@ -314,7 +345,9 @@ def measure(
     console.print(evaluation_table([row.to_dict() for row in rows]))
 
 
-def base_config(arguments: list[str], kind: type | None, command: str) -> tuple[RunConfig, list[str]]:
+def base_config(
+    arguments: list[str], kind: type[RunConfig] | None, command: str
+) -> tuple[RunConfig, list[str]]:
     """The config that a command starts from, and the arguments left: RECIPE …, or --config FILE …"""
     if not arguments or arguments[0] in ("-h", "--help"):
         fitting = [name for name, make in RECIPES.items() if kind is None or isinstance(make(), kind)]
@@ -325,7 +358,9 @@ def base_config(arguments: list[str], kind: type | None, command: str) -> tuple[
         if len(arguments) < 2:
             raise UsageError("--config needs a file: a run's config.json")
         path = Path(arguments[1])
-        found = configs.read(path, kind or (TeacherConfig if '"train-teacher"' in path.read_text() else DistillConfig))
+        found = configs.read(
+            path, kind or (TeacherConfig if '"train-teacher"' in path.read_text() else DistillConfig)
+        )
         return found, arguments[2:]
     if arguments[0].startswith("-"):
         raise UsageError(f"name the recipe first: momatch {command} RECIPE {arguments[0]} …")
@@ -336,7 +371,9 @@ def base_config(arguments: list[str], kind: type | None, command: str) -> tuple[
     return config, arguments[1:]
 
 
-def parse(kind: type[Arguments], arguments: list[str], command: str, default: Arguments | None = None) -> Arguments:
+def parse(
+    kind: type[Arguments], arguments: list[str], command: str, default: Arguments | None = None
+) -> Arguments:
     """Read arguments into `kind`; what tyro objects to becomes one sentence.
 
     Raises:
@@ -365,12 +402,15 @@ def label_cond(labels: str | None, num: int, model: Model) -> Cond | None:
     chosen = torch.tensor(integers(labels, "--labels"))
     wrong = chosen[(chosen < 0) | (chosen >= model.num_classes)]
     if len(wrong):
-        raise UsageError(f"--labels {labels}: {int(wrong[0])} is out of range, this model knows 0 to {model.num_classes - 1}")
+        raise UsageError(
+            f"--labels {labels}: {int(wrong[0])} is out of range, "
+            f"this model knows 0 to {model.num_classes - 1}"
+        )
     return {"label": chosen[torch.arange(num) % len(chosen)]}
 
 
 def integers(text: str, option: str) -> tuple[int, ...]:
-    """"1,2,4" → (1, 2, 4)."""
+    """Read whole numbers: "1,2,4" → (1, 2, 4)."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Everything a run can be told, as plain typed data: read from recipes, the command line or a run's config.json."""
+"""Everything a run can be told, as plain typed data: from recipes, the command line or a run's config.json."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class ScheduleConfig:
         """The schedule itself, given the teacher's if there is one."""
         if self.name == "teacher":
             if teacher is None:
-                raise ConfigError("schedule.name is 'teacher'; a teacher needs a schedule of its own, such as cosine")
+                raise ConfigError(
+                    "schedule.name is 'teacher'; a teacher needs a schedule of its own, such as cosine"
+                )
             return teacher
         if self.name == "interpolated":
             return schedules.interpolated(self.shift, self.shift_high)
@@ -152,7 +154,7 @@ class DistillConfig:
 
 
 RunConfig = TeacherConfig | DistillConfig
-Config = TypeVar("Config", TeacherConfig, DistillConfig)
+Config = TypeVar("Config", bound=RunConfig)
 
 
 def check(config: RunConfig) -> None:
@@ -175,19 +177,36 @@ def check(config: RunConfig) -> None:
         _require(value > 0, key, value, "it must be above 0")
     _require(config.train.seed >= 0, "train.seed", config.train.seed, "it must not be negative")
     _require(config.monitor.every >= 0, "monitor.every", config.monitor.every, "it must be 0 (never) or more")
-    _require(config.monitor.num_samples >= 100, "monitor.num_samples", config.monitor.num_samples, "use 100 or more")
+    _require(
+        config.monitor.num_samples >= 100,
+        "monitor.num_samples",
+        config.monitor.num_samples,
+        "use 100 or more",
+    )
     for key in ("beta1", "beta2"):
         value = getattr(config.optim, key)
         _require(0 <= value < 1, f"optim.{key}", value, "it must lie in [0, 1)")
     if isinstance(config, DistillConfig):
-        _require(1 <= config.steps <= MAX_STUDENT_STEPS, "steps", config.steps, f"use 1 to {MAX_STUDENT_STEPS}")
+        _require(
+            1 <= config.steps <= MAX_STUDENT_STEPS, "steps", config.steps, f"use 1 to {MAX_STUDENT_STEPS}"
+        )
         _require(config.teacher_term >= 0, "teacher_term", config.teacher_term, "it must not be negative")
     else:
         widths = config.network.channels
-        _require(bool(widths) and all(w > 0 and w % 8 == 0 for w in widths), "network.channels", widths, "use multiples of 8")
+        _require(
+            bool(widths) and all(w > 0 and w % 8 == 0 for w in widths),
+            "network.channels",
+            widths,
+            "use multiples of 8",
+        )
         levels = range(len(widths))
         fits = all(level in levels for level in config.network.attention_levels)
-        _require(fits, "network.attention_levels", config.network.attention_levels, f"use levels 0 to {len(widths) - 1}")
+        _require(
+            fits,
+            "network.attention_levels",
+            config.network.attention_levels,
+            f"use levels 0 to {len(widths) - 1}",
+        )
         _require(0 <= config.cond_dropout < 1, "cond_dropout", config.cond_dropout, "it must lie in [0, 1)")
         _require(config.sampling_steps >= 1, "sampling_steps", config.sampling_steps, "it must be at least 1")
 
@@ -213,7 +232,9 @@ def from_json(fields: dict[str, Any], config_type: type[Config]) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"config key {key!r} has value {first['input']!r}: {first['msg'].lower()}") from None
+        raise ConfigError(
+            f"config key {key!r} has value {first['input']!r}: {first['msg'].lower()}"
+        ) from None
 
 
 def read(path: Path, config_type: type[Config]) -> Config:

@@ -26,7 +26,10 @@ class Denoiser(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, prediction: process.Prediction = "v", null_values: dict[str, int] | None = None
+        self,
+        network: nn.Module,
+        prediction: process.Prediction = "v",
+        null_values: dict[str, int] | None = None,
     ):
         super().__init__()
         self.network = network
@@ -45,7 +48,9 @@ class Denoiser(nn.Module):
         """
         unknown = sorted(set(cond) - set(self.null_values))
         if unknown:
-            raise ValueError(f"this model has no null condition for {unknown}; it knows {sorted(self.null_values)}")
+            raise ValueError(
+                f"this model has no null condition for {unknown}; it knows {sorted(self.null_values)}"
+            )
         return {key: torch.full_like(value, self.null_values[key]) for key, value in cond.items()}
 
 

@@ -1,9 +1,9 @@
-"""A model that can be used: denoiser, schedule, sample shape and step count, saved as a folder and loaded back.
+"""A model that can be used: denoiser, schedule, sample shape and step count, saved and loaded as a folder.
 
 Teachers and students are kept in the same form:
 
     model.safetensors    the network's weights
-    model.json           its family and shape, prediction type, schedule, sample shape, steps, and where it came from
+    model.json           its family and shape, prediction type, schedule, sample shape, steps and origin
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ class Model:
             raise UsageError(f"steps must be at least 1, got {steps}")
         if self.info.get("role") == "student" and steps > MAX_STUDENT_STEPS:
             raise UsageError(
-                f"steps must be 1 to {MAX_STUDENT_STEPS} for a student, got {steps}; this one was trained for {self.steps}"
+                f"steps must be 1 to {MAX_STUDENT_STEPS} for a student, got {steps}; "
+                f"this one was trained for {self.steps}"
             )
         if cond is None:
             return
@@ -117,7 +118,9 @@ class Model:
             raise UsageError(f"got {len(labels)} labels for {n} samples; give one for each")
         wrong = labels[(labels < 0) | (labels > self.num_classes)]
         if len(wrong):
-            raise UsageError(f"label {int(wrong[0])} is out of range; this model knows 0 to {self.num_classes - 1}")
+            raise UsageError(
+                f"label {int(wrong[0])} is out of range; this model knows 0 to {self.num_classes - 1}"
+            )
 
     def save(self, directory: str | Path) -> None:
         """Write the model's folder; an existing one is replaced."""
@@ -151,11 +154,15 @@ def load_model(directory: str | Path) -> Model:
     directory = Path(directory)
     path = directory / "model.json"
     if not path.is_file():
-        raise ModelError(f"{directory} holds no model (no model.json); give the folder of a teacher, student or run")
+        raise ModelError(
+            f"{directory} holds no model (no model.json); give the folder of a teacher, student or run"
+        )
     try:
         description = json.loads(path.read_text())
         if description.get("format") != FORMAT:
-            raise ModelError(f"{path} has format {description.get('format')!r}, this program reads {FORMAT!r}")
+            raise ModelError(
+                f"{path} has format {description.get('format')!r}, this program reads {FORMAT!r}"
+            )
         config = registry.from_json(description["network"])
         schedule = schedules.build(**description["schedule"])
         with torch.random.fork_rng(devices=[]):

@@ -69,7 +69,9 @@ class Monitor:
         self.num_samples, self.directory, self.seed = num_samples, directory, seed
         self.reference = FeatureStatistics.from_features(extract(extractor, data.images))
         self.data_mean, self.data_std = float(data.images.mean()), float(data.images.std())
-        self.steps = model.steps if model.info.get("role") == "student" else min(model.steps, TEACHER_LOOK_STEPS)
+        self.steps = (
+            model.steps if model.info.get("role") == "student" else min(model.steps, TEACHER_LOOK_STEPS)
+        )
         self.best = float("inf")
 
     def look(self, step: int) -> tuple[Look, list[str]]:
@@ -78,8 +80,12 @@ class Monitor:
         cond = {"label": labels} if self.model.num_classes else None
         samples = self.model.sample(self.num_samples, self.steps, cond, self.seed)
         if not bool(samples.isfinite().all()):
-            return self._look(step, float("nan"), None), ["the samples are not finite; lower the learning rate"]
-        frechet = frechet_distance(FeatureStatistics.from_features(extract(self.extractor, samples)), self.reference)
+            return self._look(step, float("nan"), None), [
+                "the samples are not finite; lower the learning rate"
+            ]
+        frechet = frechet_distance(
+            FeatureStatistics.from_features(extract(self.extractor, samples)), self.reference
+        )
         alarms = []
         if frechet > 3 * self.best:
             alarms.append(
@@ -94,7 +100,9 @@ class Monitor:
         alarms = []
         std, mean = metrics.get("student_std"), metrics.get("student_mean")
         if std is not None and not 0.5 < std / self.data_std < 1.5:
-            alarms.append(f"the student's outputs have standard deviation {std:.3g}, the data {self.data_std:.3g}")
+            alarms.append(
+                f"the student's outputs have standard deviation {std:.3g}, the data {self.data_std:.3g}"
+            )
         if mean is not None and not abs(mean - self.data_mean) < 0.5 * self.data_std:
             alarms.append(f"the student's outputs have mean {mean:.3g}, the data {self.data_mean:.3g}")
         if metrics.get("student_saturation", 0.0) > 0.2:

@@ -142,8 +142,8 @@ def plan(
 def forward_units(config: RunConfig) -> int:
     """Cost of a step in forward passes of one network on one batch; a backward pass counts as two.
 
-    Denoising: forward and backward, 3. Alternating: three forwards and the backward of whichever network learns,
-    5, so 10 for a pair. Joint: the same three forwards and both backwards, 7.
+    Denoising: forward and backward, 3. Alternating: three forwards and the backward of whichever network
+    learns, 5, so 10 for a pair. Joint: the same three forwards and both backwards, 7.
     """
     if not isinstance(config, DistillConfig):
         return 3
@@ -183,7 +183,8 @@ def probe(run: Run, seconds: float) -> tuple[float, int]:
     """Train for about so long. Returns the mean time of a step, and how many were timed."""
     settings = replace(run.config.train, num_steps=ENDLESS)
     started = 0.0
-    with contextlib.closing(train(run.method, run.batches, settings, run.config.optim)) as records:  # type: ignore
+    records = train(run.method, run.batches, settings, run.config.optim)
+    with contextlib.closing(records):
         for record in records:
             if record.step == WARMUP_STEPS:
                 started = record.seconds

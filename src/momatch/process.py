@@ -52,7 +52,7 @@ def diffuse(x: Tensor, logsnr: Tensor, noise: Tensor) -> Tensor:
         noise: ε, x's shape.
     """
     alpha, sigma = alpha_sigma(_like(logsnr, x))
-    return alpha * x + sigma * noise
+    return torch.addcmul(alpha * x, sigma, noise)
 
 
 def posterior(z_t: Tensor, x: Tensor, logsnr_s: Tensor, logsnr_t: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,8 +67,10 @@ def posterior(z_t: Tensor, x: Tensor, logsnr_s: Tensor, logsnr_t: Tensor) -> tup
     Returns:
         mean (B, …), and variance (B, 1, …) ready to broadcast against it.
     """
-    coefficient_z, coefficient_x, variance = posterior_coefficients(_like(logsnr_s, z_t), _like(logsnr_t, z_t))
-    return coefficient_z * z_t + coefficient_x * x, variance
+    coefficient_z, coefficient_x, variance = posterior_coefficients(
+        _like(logsnr_s, z_t), _like(logsnr_t, z_t)
+    )
+    return torch.addcmul(coefficient_z * z_t, coefficient_x, x), variance
 
 
 def posterior_coefficients(logsnr_s: Tensor, logsnr_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +102,7 @@ def to_x(prediction: Tensor, z: Tensor, logsnr: Tensor, kind: Prediction) -> Ten
     """
     alpha, sigma = alpha_sigma(_like(logsnr, z))
     if kind == "v":
-        return alpha * z - sigma * prediction
+        return torch.addcmul(alpha * z, sigma, prediction, value=-1)
     if kind == "eps":
         return (z - sigma * prediction) / alpha
     if kind == "flow":

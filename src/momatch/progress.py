@@ -35,7 +35,7 @@ def follow(run: Run, title: str, console: Console) -> None:
         TimeRemainingColumn(),
         TextColumn("{task.fields[number]}"),
     )
-    events, status = iter(run), _Status()
+    events, status = run.events(), _Status()
     with stop_requests() as stop, Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total, speed=0.0, number="")
         try:
@@ -51,7 +51,9 @@ def follow(run: Run, title: str, console: Console) -> None:
         finally:
             events.close()
     if stop.is_set() and status.step < total:
-        raise Interrupted(f"stopped at step {status.step} of {total} and saved; run the same command again to go on")
+        raise Interrupted(
+            f"stopped at step {status.step} of {total} and saved; run the same command again to go on"
+        )
 
 
 @contextmanager

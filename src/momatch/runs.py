@@ -5,14 +5,14 @@
         ...
     student = run.finish()        # the artifact, saved as directory/student
 
-A run's folder holds config.json, metrics.jsonl, checkpoints/, samples/, and at the end student/ (or teacher/).
+A run's folder holds config.json, metrics.jsonl, checkpoints/, samples/, in the end student/ (or teacher/).
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -70,6 +70,10 @@ class Run:
     directory: Path | None
 
     def __iter__(self) -> Iterator[Event]:
+        """As `events`."""
+        return self.events()
+
+    def events(self) -> Generator[Event, None, None]:
         """Train to the end from wherever the folder's newest checkpoint stands.
 
         Leaving the iteration early saves a checkpoint.
@@ -81,7 +85,9 @@ class Run:
         log = _Log(self.directory, self.config)
         settings = self.config.monitor
         extractor = feature_extractor(self.data.name)
-        monitor = Monitor(self.model, self.data, extractor, settings.num_samples, self.directory, self.config.train.seed)
+        monitor = Monitor(
+            self.model, self.data, extractor, settings.num_samples, self.directory, self.config.train.seed
+        )
         folder = self.directory / "checkpoints" if self.directory else None
         records = train(self.method, self.batches, self.config.train, self.config.optim, folder)
         try:
@@ -106,7 +112,9 @@ class Run:
             role = "student" if isinstance(self.config, DistillConfig) else "teacher"
             self.model.save(self.directory / role)
             if role == "teacher":
-                moments = checkpoint.second_moments(self.directory / "checkpoints", "teacher", self.config.optim.beta2)
+                moments = checkpoint.second_moments(
+                    self.directory / "checkpoints", "teacher", self.config.optim.beta2
+                )
                 checkpoint.save_tensors(self.directory / role / "second-moments.safetensors", moments)
         return self.model
 
@@ -132,11 +140,18 @@ def distillation(teacher: Model, data: Split, config: DistillConfig, directory: 
         config.update,
         config.teacher_term,
     )
-    info = {"role": "student", "teacher": config.teacher, "data": config.data, "config": configs.to_json(config)}
+    info = {
+        "role": "student",
+        "teacher": config.teacher,
+        "data": config.data,
+        "config": configs.to_json(config),
+    }
     model = Student(
         student, teacher.network, schedule, teacher.sample_shape, config.steps, teacher.num_classes, info
     )
-    return Run(config, method, _batches(data.train, teacher.num_classes, config), model, data.train, directory)
+    return Run(
+        config, method, _batches(data.train, teacher.num_classes, config), model, data.train, directory
+    )
 
 
 def teacher_training(data: Split, config: TeacherConfig, directory: Path | None = None) -> Run:
@@ -151,8 +166,8 @@ def teacher_training(data: Split, config: TeacherConfig, directory: Path | None 
     shape = tuple(images.images.shape[1:])
     if any(size % 2 ** (len(config.network.channels) - 1) for size in shape[1:]):
         raise ConfigError(
-            f"network.channels has {len(config.network.channels)} levels, too many for {shape[1]}×{shape[2]} pictures; "
-            "each level halves them"
+            f"network.channels has {len(config.network.channels)} levels, "
+            f"too many for {shape[1]}×{shape[2]} pictures; each level halves them"
         )
     network_config = replace(config.network, image_channels=shape[0], num_classes=num_classes)
     with torch.random.fork_rng(devices=[]):
@@ -172,7 +187,9 @@ def teacher_training(data: Split, config: TeacherConfig, directory: Path | None 
     return Run(config, method, _batches(images, num_classes, config), model, images, directory)
 
 
-def distill(teacher: Model, data: Split, config: DistillConfig | None = None, directory: Path | None = None) -> Student:
+def distill(
+    teacher: Model, data: Split, config: DistillConfig | None = None, directory: Path | None = None
+) -> Student:
     """Distil `teacher` on `data`, start to end: the whole of momatch in one call.
 
     Args:
@@ -211,10 +228,16 @@ class _Log:
         rows: list[dict] = []
         if not self.started:
             self._drop_from(record.step)
-            rows.append(dict(event="start", step=record.step, data_mean=monitor.data_mean, data_std=monitor.data_std))
+            rows.append(
+                dict(event="start", step=record.step, data_mean=monitor.data_mean, data_std=monitor.data_std)
+            )
             self.started = True
         if record.metrics:
-            rows.append(dict(step=record.step, images_seen=record.images_seen, seconds=record.seconds, **record.metrics))
+            rows.append(
+                dict(
+                    step=record.step, images_seen=record.images_seen, seconds=record.seconds, **record.metrics
+                )
+            )
         if event.look:
             rows.append({"event": "look", **asdict(event.look)})
         rows += [dict(event="alarm", step=record.step, message=message) for message in event.alarms]
@@ -241,7 +264,9 @@ def claim(directory: Path, config: RunConfig) -> None:
         try:
             found = json.loads(path.read_text())
         except json.JSONDecodeError as error:
-            raise ConfigError(f"{path} is damaged ({error}); choose another --out or delete the folder") from None
+            raise ConfigError(
+                f"{path} is damaged ({error}); choose another --out or delete the folder"
+            ) from None
         changed = configs.differences(found, wanted)
         if changed:
             raise ConfigError(
@@ -251,9 +276,13 @@ def claim(directory: Path, config: RunConfig) -> None:
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(path, lambda temporary: temporary.write_text(json.dumps(wanted, indent=2) + "\n"))
+        checkpoint.write_atomically(
+            path, lambda temporary: temporary.write_text(json.dumps(wanted, indent=2) + "\n")
+        )
     except OSError as error:
-        raise ConfigError(f"cannot write into {directory}: {error.strerror or error}; choose another --out") from None
+        raise ConfigError(
+            f"cannot write into {directory}: {error.strerror or error}; choose another --out"
+        ) from None
 
 
 def _step_of(line: str) -> float:
@@ -273,4 +302,6 @@ def _check_fit(teacher: Model, images: ImageSet) -> None:
     if shape != teacher.sample_shape:
         raise ConfigError(f"the data are pictures of shape {shape}, the teacher makes {teacher.sample_shape}")
     if teacher.num_classes and images.num_classes > teacher.num_classes:
-        raise ConfigError(f"the data have {images.num_classes} classes, the teacher knows {teacher.num_classes}")
+        raise ConfigError(
+            f"the data have {images.num_classes} classes, the teacher knows {teacher.num_classes}"
+        )

@@ -19,7 +19,7 @@ DenoiserFunction = Callable[[Tensor, Tensor, Cond | None], Tensor]
 
 
 def time_grid(steps: int, device: torch.device | str = "cpu") -> Tensor:
-    """1, (k−1)/k, …, 1/k, 0 for k = steps: (steps + 1,) float64. The network is called at all of them but the last.
+    """1, (k−1)/k, …, 1/k, 0 for k = steps: (steps + 1,) float64. The network is called at all but the last.
 
     Raises:
         ValueError: if steps is below 1.
@@ -56,8 +56,8 @@ def ancestral(
         ValueError: if steps is below 1 or eta outside [0, 1].
     """
     x = noise
-    for x in trajectory(denoiser, noise, steps, schedule, cond, generator, eta):
-        pass
+    for estimate in trajectory(denoiser, noise, steps, schedule, cond, generator, eta):
+        x = estimate
     return x
 
 

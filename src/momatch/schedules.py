@@ -4,13 +4,13 @@ Every Gaussian process in use is the variance-preserving one after rescaling z, 
 decreasing function λ(t). All schedules here are strictly monotone and end at finite λ, so `inverse` is exact and a
 network can be evaluated anywhere in [0, 1]. `process` itself also accepts infinite λ.
 
-| function        | λ(t)                                             | used by                                     |
-|-----------------|--------------------------------------------------|---------------------------------------------|
-| `cosine`        | −2 log tan(πt/2) + shift                         | improved DDPM, simple diffusion             |
-| `interpolated`  | (1 − t) λ_low(t) + t λ_high(t), two cosine shifts | simple diffusion, later moment matching     |
-| `edm`           | −2 log σ(t), the ρ-grid                          | EDM                                         |
-| `rectified_flow`| 2 log((1 − t′)/t′), t′ shifted                   | rectified flow, SD3, Flux                   |
-| `tabulated`     | linear between the table's points                | DDPM, DDIM: any list of betas               |
+| function         | λ(t)                                              | used by                                 |
+|------------------|---------------------------------------------------|-----------------------------------------|
+| `cosine`         | −2 log tan(πt/2) + shift                          | improved DDPM, simple diffusion         |
+| `interpolated`   | (1 − t) λ_low(t) + t λ_high(t), two cosine shifts | simple diffusion, later moment matching |
+| `edm`            | −2 log σ(t), the ρ-grid                           | EDM                                     |
+| `rectified_flow` | 2 log((1 − t′)/t′), t′ shifted                    | rectified flow, SD3, Flux               |
+| `tabulated`      | linear between the table's points                 | DDPM, DDIM: any list of betas           |
 """
 
 from __future__ import annotations
@@ -47,11 +47,13 @@ class NoiseSchedule:
         return self.to_logsnr(t)
 
     def inverse(self, logsnr: Tensor) -> Tensor:
-        """t with λ(t) = logsnr; values outside the schedule's range are clipped to its ends."""
+        """The t with λ(t) = logsnr; values outside the schedule's range are clipped to its ends."""
         return self.to_time(logsnr).clamp(0.0, 1.0)
 
 
-def cosine(shift: float = 0.0, logsnr_min: float = LOGSNR_MIN, logsnr_max: float = LOGSNR_MAX) -> NoiseSchedule:
+def cosine(
+    shift: float = 0.0, logsnr_min: float = LOGSNR_MIN, logsnr_max: float = LOGSNR_MAX
+) -> NoiseSchedule:
     """Cosine schedule, α = cos(πt/2), with its ends cut to [logsnr_min, logsnr_max], then shifted.
 
     Args:
@@ -69,7 +71,9 @@ def cosine(shift: float = 0.0, logsnr_min: float = LOGSNR_MIN, logsnr_max: float
     def to_time(logsnr: Tensor) -> Tensor:
         return (torch.atan(torch.exp((shift - logsnr) / 2)) - start) / (end - start)
 
-    return NoiseSchedule("cosine", dict(shift=shift, logsnr_min=logsnr_min, logsnr_max=logsnr_max), to_logsnr, to_time)
+    return NoiseSchedule(
+        "cosine", dict(shift=shift, logsnr_min=logsnr_min, logsnr_max=logsnr_max), to_logsnr, to_time
+    )
 
 
 def shifted_cosine(resolution: int, reference: int = 32) -> NoiseSchedule:
@@ -78,11 +82,14 @@ def shifted_cosine(resolution: int, reference: int = 32) -> NoiseSchedule:
 
 
 def interpolated(
-    shift_low: float = 0.0, shift_high: float = 0.0, logsnr_min: float = LOGSNR_MIN, logsnr_max: float = LOGSNR_MAX
+    shift_low: float = 0.0,
+    shift_high: float = 0.0,
+    logsnr_min: float = LOGSNR_MIN,
+    logsnr_max: float = LOGSNR_MAX,
 ) -> NoiseSchedule:
     """Moves linearly in t from one cosine shift at the clean end to another at the noisy end.
 
-    λ(t) = cosine(t) + (1 − t) shift_low + t shift_high. `shift_low` rules fine detail, `shift_high` the layout.
+    λ(t) = cosine(t) + (1 − t) shift_low + t shift_high; `shift_low` rules fine detail, `shift_high` layout.
 
     Source: Hoogeboom et al., "simple diffusion", 2023, section 3.1 (interpolated schedule).
 
@@ -125,7 +132,9 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> 
     return NoiseSchedule("edm", dict(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho), to_logsnr, to_time)
 
 
-def rectified_flow(shift: float = 1.0, logsnr_min: float = LOGSNR_MIN, logsnr_max: float = LOGSNR_MAX) -> NoiseSchedule:
+def rectified_flow(
+    shift: float = 1.0, logsnr_min: float = LOGSNR_MIN, logsnr_max: float = LOGSNR_MAX
+) -> NoiseSchedule:
     """Rectified flow, z ∝ (1 − t′) x + t′ ε with t′ = shift·t / (1 + (shift − 1) t), ends cut as in `cosine`.
 
     Args:
@@ -172,7 +181,9 @@ def tabulated(
     logsnr = (alpha_bar.log() - torch.log1p(-alpha_bar)).clamp(min=logsnr_min)
     table = torch.cat([logsnr[:1].add(1e-3).clamp(min=logsnr_max), logsnr])
     if not bool((table.diff() < 0).all()):
-        raise ValueError(f"betas give a logSNR that does not decrease everywhere (or sinks below {logsnr_min} early)")
+        raise ValueError(
+            f"betas give a logSNR that does not decrease everywhere (or sinks below {logsnr_min} early)"
+        )
     times = torch.linspace(0, 1, len(table), dtype=torch.float64)
 
     def interpolate(query: Tensor, grid: Tensor, values: Tensor) -> Tensor:

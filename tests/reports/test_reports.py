@@ -133,7 +133,7 @@ def test_verdict_says_what_the_intervals_allow(tmp_path, frechet, outcome, words
     found = tables.verdict(rows, steps=8)
     assert found.outcome == outcome and words in found.sentence
     assert "teacher at its best, 64 steps" in found.sentence
-    page = html.write_report(write_run(tmp_path / "run", rows)).read_text()
+    page = html.write_report(write_run(tmp_path / "run", rows, done=0)).read_text()
     assert f'class="verdict {outcome}"' in page and words in page
 
 
@@ -208,6 +208,16 @@ def test_report_of_a_run_stopped_halfway(tmp_path):
     assert "no final samples yet" in page and page.count("data:image/png") == 4
 
 
+def test_report_of_many_alarms_shows_the_first(tmp_path):
+    run = write_run(tmp_path / "run", done=100)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(
+            json.dumps(dict(event="alarm", step=100 + i, message="high")) + "\n" for i in range(50)
+        )
+    page = html.write_report(run).read_text()
+    assert page.count("<li>") == html.ALARMS_SHOWN and "And 31 more in metrics.jsonl." in page
+
+
 def test_report_of_next_to_nothing(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(configs.to_json(DistillConfig())))
     page = html.write_report(tmp_path).read_text()
@@ -224,7 +234,8 @@ def test_report_of_next_to_nothing(tmp_path):
 
 
 def test_report_of_a_teacher_run(tmp_path):
-    run = write_run(tmp_path / "run", teacher_rows(), config=TeacherConfig(train=TrainConfig(num_steps=1000)))
+    config = TeacherConfig(train=TrainConfig(num_steps=1000))
+    run = write_run(tmp_path / "run", teacher_rows(), done=0, config=config)
     page = html.write_report(run).read_text()
     assert "Teacher for digits" in page and "at its best at 64 steps: FD 1.74" in page
     assert "load_student" not in page

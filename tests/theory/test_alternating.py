@@ -90,7 +90,9 @@ def test_z_t_is_the_data_diffused_and_z_s_comes_from_the_posterior_given_z_t():
     method, batch = make(), make_batch()
     method.step(1, batch)
     (z_t, logsnr_t), (z_s, logsnr_s) = method.student.seen[0], method.teacher.seen[0]
-    assert torch.equal(z_s, method.auxiliary.seen[0][0]) and torch.equal(logsnr_s, method.auxiliary.seen[0][1])
+    assert torch.equal(z_s, method.auxiliary.seen[0][0]) and torch.equal(
+        logsnr_s, method.auxiliary.seen[0][1]
+    )
 
     alpha_t, sigma_t = alpha_sigma(logsnr_t)
     epsilon = (z_t - alpha_t * batch.x) / sigma_t
@@ -107,10 +109,11 @@ def test_z_t_is_the_data_diffused_and_z_s_comes_from_the_posterior_given_z_t():
 
 
 def expected(method: Alternating, teacher_term: float = 1.0) -> dict[str, Tensor]:
-    """Both losses and the student's gradient from the formulas of the paper, with w(s) = 2 + λ_s² as weight."""
+    """Both losses and the student's gradient from the paper's formulas, with w(s) = 2 + λ_s² as weight."""
     (z_t, _), (z_s, logsnr_s) = method.student.seen[-1], method.teacher.seen[-1]
     x_tilde, x_teacher, x_auxiliary = (
-        net.a * z + net.b for net, z in ((method.student, z_t), (method.teacher, z_s), (method.auxiliary, z_s))
+        net.a * z + net.b
+        for net, z in ((method.student, z_t), (method.teacher, z_s), (method.auxiliary, z_s))
     )
     w = (2 + logsnr_s**2)[:, None]
     gap = (x_auxiliary - x_teacher).detach()
@@ -149,7 +152,7 @@ def test_losses_and_gradients_are_those_of_the_paper_with_the_weight_at_s(update
 
 
 def test_the_auxiliary_s_optimum_is_the_mean_of_its_two_targets():
-    """One output per sample, at the mean of x̃ and g_θ(z_s): the gradient of the auxiliary's loss vanishes there."""
+    """One output per sample, at the mean of x̃ and g_θ(z_s): the auxiliary's loss has zero gradient there."""
     method, batch = make(), make_batch(64)
     method.step(0, batch)
     x_tilde = method.student(*method.student.seen[0]).detach()
@@ -166,7 +169,7 @@ def test_the_auxiliary_s_optimum_is_the_mean_of_its_two_targets():
     for values, vanishes in (((x_tilde + x_teacher) / 2, True), (x_tilde, False)):
         method.auxiliary = Table(values)
         method.step(0, make_batch(64)).losses["auxiliary"].backward()
-        assert bool((method.auxiliary.values.grad.abs().max() < 1e-12)) is vanishes
+        assert bool(method.auxiliary.values.grad.abs().max() < 1e-12) is vanishes
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -177,7 +180,9 @@ def test_a_student_that_samples_the_exact_posterior_has_the_teacher_s_conditiona
     instead of a sample must fail the same test.
     """
     mixture = GaussianMixture(
-        torch.tensor([0.3, 0.7]), torch.tensor([[-1.0, 0.5], [0.8, -0.2]]), torch.eye(2).repeat(2, 1, 1) * 0.05
+        torch.tensor([0.3, 0.7]),
+        torch.tensor([[-1.0, 0.5], [0.8, -0.2]]),
+        torch.eye(2).repeat(2, 1, 1) * 0.05,
     )
     generator = torch.Generator().manual_seed(5)
     x = mixture.sample(60_000, generator).double()

@@ -33,12 +33,16 @@ def make_classifier() -> None:
     network = Classifier(width=DIGITS_CLASSIFIER_WIDTH)
     batches = image_batches(data.train.images, data.train.labels, 128, SEED)
     optim = OptimConfig(learning_rate=2e-3, warmup_steps=50, beta1=0.9, eps=1e-8)
-    for _ in train(Classification(network), batches, TrainConfig(num_steps=500, batch_size=128, seed=SEED), optim):
+    for _ in train(
+        Classification(network), batches, TrainConfig(num_steps=500, batch_size=128, seed=SEED), optim
+    ):
         pass
     network.eval()
     with torch.no_grad():
         hits = network(data.heldout.images).argmax(1) == data.heldout.labels
-    save_tensors(DIGITS_CLASSIFIER, {name: value.contiguous() for name, value in network.state_dict().items()})
+    save_tensors(
+        DIGITS_CLASSIFIER, {name: value.contiguous() for name, value in network.state_dict().items()}
+    )
     note = {
         "made_by": "python -m momatch.assets.make classifier",
         "seed": SEED,

@@ -14,7 +14,7 @@ SPLIT_SEED = 0
 
 
 def load_digits() -> Split:
-    """1,198 training and 599 held-out digits, (N, 1, 8, 8) in [−1, 1], classes in equal proportion in both."""
+    """1,198 training and 599 held-out digits, (N, 1, 8, 8) in [−1, 1], each class in proportion in both."""
     from sklearn.datasets import load_digits as load
 
     bunch = load()

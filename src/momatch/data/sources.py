@@ -42,7 +42,9 @@ def load_data(source: str) -> Split:
         raise DataError(f"{source} holds {len(images)} pictures; 20 or more are needed")
     if labels.min() < 0:
         raise DataError(f"{source} has the label {int(labels.min())}; labels count from 0")
-    return stratified_split(ImageSet(images, labels, int(labels.max()) + 1, path.stem), HELDOUT_FRACTION, seed=0)
+    return stratified_split(
+        ImageSet(images, labels, int(labels.max()) + 1, path.stem), HELDOUT_FRACTION, seed=0
+    )
 
 
 def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
@@ -53,9 +55,13 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
     except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise DataError(f"cannot read {path} as an .npz with an array 'images': {error}") from None
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise DataError(f"'images' in {path} is {images.dtype} {images.shape}; give uint8 (N, H, W) or (N, H, W, C)")
+        raise DataError(
+            f"'images' in {path} is {images.dtype} {images.shape}; give uint8 (N, H, W) or (N, H, W, C)"
+        )
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"'labels' in {path} is {labels.dtype} {labels.shape}; give one integer for each picture")
+        raise DataError(
+            f"'labels' in {path} is {labels.dtype} {labels.shape}; give one integer for each picture"
+        )
     return _to_tensor(images), torch.from_numpy(labels.astype(np.int64))
 
 
@@ -77,7 +83,8 @@ def _read_folder(path: Path) -> tuple[Tensor, Tensor]:
             raise DataError(f"cannot read the picture {file} ({error}); repair or remove it") from None
         if arrays[-1].shape != arrays[0].shape:
             raise DataError(
-                f"{file} has shape {arrays[-1].shape}, {files[0]} has {arrays[0].shape}; make all pictures alike"
+                f"{file} has shape {arrays[-1].shape}, {files[0]} has {arrays[0].shape}; "
+                "make all pictures alike"
             )
     labels = torch.tensor([classes.index(file.parent) for file in files])
     return _to_tensor(np.stack(arrays)), labels

@@ -1,4 +1,4 @@
-"""Which feature network goes with which data: the digits classifier for digits, pixels for everything else."""
+"""Which feature network goes with which data: the digits classifier for digits, pixels for all else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def digits_classifier() -> ClassifierFeatures:
 
 
 def classifier(data_name: str) -> ClassifierFeatures | None:
-    """The built-in classifier for a data set, if there is one. Names are those of `ImageSet`: "digits-train", …."""
+    """The built-in classifier for a data set, if any, by the name of its `ImageSet` ("digits-train", …)."""
     return digits_classifier() if data_name.split("-")[0] == "digits" else None
 
 

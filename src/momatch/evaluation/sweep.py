@@ -47,13 +47,18 @@ class Row:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Row:
         """The inverse of `to_dict`."""
-        return cls(**fields | {"result": EvaluationResult.from_dict(fields["result"])})
+        return cls(
+            fields["name"],
+            fields["steps"],
+            fields["samples_per_second"],
+            EvaluationResult.from_dict(fields["result"]),
+        )
 
 
 def evaluate_at(
     model: Model, name: str, data: Split, steps: int, num_samples: int, seed: int = 0, resamples: int = 200
 ) -> Row:
-    """Sample `num_samples` pictures in `steps` network calls each and measure them against the held-out pictures.
+    """Sample `num_samples` pictures in `steps` network calls each; measure them against the held-out pictures.
 
     Labels are asked for in equal numbers. Features are the data's built-in classifier's (if it has one) and pixels.
     """

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from momatch import process
 from momatch.denoiser import Denoiser
-from momatch.methods.base import Batch, Update, weighted_mean_square
+from momatch.methods.base import Batch, Update, per_sample
 from momatch.methods.weighting import TimeDensity, Weighting, flat, power
 from momatch.schedules import NoiseSchedule
 
@@ -65,10 +65,10 @@ class Alternating:
         train_student = self.update == "joint" or step % 2 == 1
 
         # s ~ p(s),  δ ~ U[0, 1/k],  t = min(s + δ, 1)
-        u, delta = batch.uniform(rows=2)
+        u, delta = batch.uniform(rows=2).unbind()
         s = self.density(u)
         t = (s + delta / self.steps).clamp(max=1)
-        logsnr_s, logsnr_t = self.schedule(torch.stack([s, t]))
+        logsnr_s, logsnr_t = self.schedule(torch.stack([s, t])).unbind()
 
         # z_t = α_t x + σ_t ε,  x̃ = g_η(z_t),  z_s ~ q(z_s | z_t, stop_grad(x̃))
         z_t = process.diffuse(batch.x, logsnr_t, batch.normal())
@@ -82,17 +82,16 @@ class Alternating:
         with torch.set_grad_enabled(train_auxiliary):
             x_auxiliary = self.auxiliary(z_s, logsnr_s, batch.cond)
         gap = x_auxiliary.detach() - x_teacher
-        w = self.weighting(logsnr_s, x_sample, x_teacher)
+        w = per_sample(self.weighting(logsnr_s, x_sample, x_teacher), z_s)
 
         losses: dict[str, Tensor] = {}
         if train_auxiliary:  # w(s) { ‖x̃ − g_φ(z_s)‖² + ‖g_θ(z_s) − g_φ(z_s)‖² }
-            to_sample = weighted_mean_square(x_sample - x_auxiliary, w)
-            to_teacher = weighted_mean_square(x_teacher - x_auxiliary, w)
-            losses["auxiliary"] = to_sample + self.teacher_term * to_teacher
+            to_sample, to_teacher = (x_sample - x_auxiliary).square(), (x_teacher - x_auxiliary).square()
+            losses["auxiliary"] = (w * to_sample.add(to_teacher, alpha=self.teacher_term)).mean()
         if train_student:  # w(s) x̃ᵀ stop_grad[ g_φ(z_s) − g_θ(z_s) ]
-            losses["student"] = (x_tilde * gap).flatten(1).mean(1).mul(w).mean()
+            losses["student"] = (w * gap * x_tilde).mean()
 
-        return Update(losses, lambda: {"gap": weighted_mean_square(gap, w), **sample_statistics(x_sample)})
+        return Update(losses, lambda: {"gap": (w * gap.square()).mean(), **sample_statistics(x_sample)})
 
     @property
     def trainable(self) -> Mapping[str, nn.Module]:

@@ -51,20 +51,18 @@ class Update:
 
 
 class Method(Protocol):
-    """A training algorithm.
-
-    Attributes:
-        trainable: the networks that learn, by role ("student", "auxiliary", …). Each gets an optimizer of its own.
-    """
+    """A training algorithm."""
 
     @property
-    def trainable(self) -> Mapping[str, nn.Module]: ...
+    def trainable(self) -> Mapping[str, nn.Module]:
+        """The networks that learn, by role ("student", "auxiliary", …). Each gets an optimizer of its own."""
+        ...
 
     def step(self, step: int, batch: Batch) -> Update:
-        """The algorithm's iteration number `step`. A pure function of (step, batch, weights): no hidden counter."""
+        """Iteration number `step` of the algorithm. A pure function of (step, batch, weights): no hidden counter."""
         ...
 
 
-def weighted_mean_square(difference: Tensor, weight: Tensor) -> Tensor:
-    """Mean over the batch of weight (B,) times the mean square of difference (B, …) over everything else."""
-    return difference.square().flatten(1).mean(1).mul(weight).mean()
+def per_sample(values: Tensor, data: Tensor) -> Tensor:
+    """View values (B,) as (B, 1, …, 1), to multiply data (B, …)."""
+    return values.view(-1, *(1,) * (data.ndim - 1))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from momatch import process
 from momatch.denoiser import Cond, Denoiser
-from momatch.methods.base import Batch, Update, weighted_mean_square
+from momatch.methods.base import Batch, Update, per_sample
 from momatch.methods.weighting import TimeDensity, Weighting, power, v_weight
 from momatch.schedules import NoiseSchedule
 
@@ -42,11 +42,12 @@ class Denoising:
 
     def step(self, step: int, batch: Batch) -> Update:
         """One minibatch of denoising; the same at every step."""
-        u, drop = batch.uniform(rows=2)
+        u, drop = batch.uniform(rows=2).unbind()
         logsnr = self.schedule(self.density(u))
         z = process.diffuse(batch.x, logsnr, batch.normal())
         x = self.denoiser(z, logsnr, self._drop(batch.cond, drop < self.cond_dropout))
-        loss = weighted_mean_square(batch.x - x, self.weighting(logsnr, batch.x, x))
+        w = per_sample(self.weighting(logsnr, batch.x, x), x)
+        loss = (w * (batch.x - x).square()).mean()
         return Update({"teacher": loss}, lambda: {"loss": loss.detach()})
 
     @property
@@ -58,4 +59,4 @@ class Denoising:
         if not cond or self.cond_dropout == 0:
             return cond
         null = self.denoiser.null_cond(cond)
-        return {k: torch.where(drop.view(-1, *(1,) * (v.ndim - 1)), null[k], v) for k, v in cond.items()}
+        return {k: torch.where(per_sample(drop, v), null[k], v) for k, v in cond.items()}

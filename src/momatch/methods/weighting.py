@@ -19,29 +19,29 @@ TimeDensity = Callable[[Tensor], Tensor]
 
 
 def flat() -> Weighting:
-    """w = 1 in x-space."""
+    """w(s) = 1 in x-space."""
     return lambda logsnr, x_tilde, x_teacher: torch.ones_like(logsnr)
 
 
 def v_weight() -> Weighting:
-    """w = 1/σ_s²: a mean square in x becomes one in v."""
+    """w(s) = 1/σ_s²: a mean square in x becomes one in v."""
     return lambda logsnr, x_tilde, x_teacher: 1 + torch.exp(logsnr)
 
 
 def snr_clipped(maximum: float = 100.0) -> Weighting:
-    """w = min(1/σ_s², maximum)."""
+    """w(s) = min(1/σ_s², maximum)."""
     return lambda logsnr, x_tilde, x_teacher: (1 + torch.exp(logsnr)).clamp(max=maximum)
 
 
 def edm_weight(sigma_data: float = 0.5) -> Weighting:
-    """w = e^λ + 1/σ_data²: EDM's training weight, the paper's choice (Karras et al. 2022, table 1)."""
+    """w(s) = e^λ + 1/σ_data²: EDM's training weight, the paper's choice (Karras et al. 2022, table 1)."""
     return lambda logsnr, x_tilde, x_teacher: torch.exp(logsnr) + sigma_data**-2
 
 
 def adaptive() -> Weighting:
-    """w = 1 / mean|x̃ − g_θ(z_s)| for each sample (Distribution Matching Distillation, Yin et al. 2024, eq. 8).
+    """w(s) = 1 / mean|x̃ − g_θ(z_s)| for each sample (Yin et al. 2024, eq. 8).
 
-    DMD weighs a difference of scores by (σ²/α) / mean|·|; in x-space the first factor cancels.
+    Distribution Matching Distillation weighs a difference of scores by (σ²/α) / mean|·|; in x-space the first factor cancels.
     """
 
     def weight(logsnr: Tensor, x_tilde: Tensor, x_teacher: Tensor) -> Tensor:
@@ -51,13 +51,13 @@ def adaptive() -> Weighting:
 
 
 def power(exponent: float = 1.0) -> TimeDensity:
-    """s = u^exponent: uniform for 1, more low noise above 1."""
+    """p(s) of s = u^exponent: uniform for 1, more low noise above 1."""
     return lambda u: u if exponent == 1 else u**exponent
 
 
 def rho_grid(
     schedule: NoiseSchedule, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> TimeDensity:
-    """s uniform on EDM's test-time grid: λ_s as EDM's sampler spaces it, whatever the schedule (the paper's choice)."""
+    """p(s) uniform on EDM's sampling grid: λ_s as EDM spaces it, whatever the schedule (the paper's choice)."""
     grid = schedules.edm(sigma_min, sigma_max, rho)
     return lambda u: schedule.inverse(grid(u))

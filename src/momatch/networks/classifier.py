@@ -18,7 +18,12 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, image_channels: int = 1, num_classes: int = 10, width: int = 32, feature_dim: int = 64, dropout: float = 0.3
+        self,
+        image_channels: int = 1,
+        num_classes: int = 10,
+        width: int = 32,
+        feature_dim: int = 64,
+        dropout: float = 0.3,
     ):
         super().__init__()
         self.convolutions = nn.Sequential(

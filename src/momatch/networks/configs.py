@@ -1,4 +1,4 @@
-"""Shapes of the built-in networks: plain data, no torch, so that recipes and the command line load quickly."""
+"""Shapes of the built-in networks: plain data, no torch, so that recipes and the command line load fast."""
 
 from __future__ import annotations
 

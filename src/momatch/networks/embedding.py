@@ -24,17 +24,21 @@ class Conditioning(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         # Half-periods from about 60 (wider than any range of logSNR in use) down to about 0.5.
-        self.register_buffer("frequencies", torch.logspace(math.log10(0.05), math.log10(6.0), dim // 2), persistent=False)
+        self.register_buffer(
+            "frequencies", torch.logspace(math.log10(0.05), math.log10(6.0), dim // 2), persistent=False
+        )
         self.linear1 = nn.Linear(dim, dim)
         self.linear2 = nn.Linear(dim, dim)
         self.label = nn.Embedding(num_classes + 1, dim) if num_classes else None
 
     def forward(self, logsnr: Tensor, cond: dict[str, Tensor] | None) -> Tensor:
-        """logsnr (B,), cond {"label": (B,)} or None → (B, dim)."""
+        """(logsnr (B,), cond {"label": (B,)} or None) → (B, dim)."""
         angles = logsnr[:, None] * self.frequencies
         h = self.linear2(F.silu(self.linear1(torch.cat([angles.sin(), angles.cos()], dim=1))))
         if self.label is not None:
-            label = cond["label"] if cond else torch.full(logsnr.shape, self.num_classes, device=logsnr.device)
+            label = (
+                cond["label"] if cond else torch.full(logsnr.shape, self.num_classes, device=logsnr.device)
+            )
             h = h + self.label(label)
         return F.silu(h)
 

@@ -1,6 +1,8 @@
-"""A small convolutional U-Net for images, conditioned on the log signal-to-noise ratio and on a class label."""
+"""A small convolutional U-Net for images, conditioned on logSNR and on a class label."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,9 @@ class UNet(nn.Module):
             width = widths[index]
             blocks: list[nn.Module] = []
             for i in range(n):
-                blocks.append(ResidualBlock(width_in if i == 0 else width, width, config.embedding_dim, config.dropout))
+                blocks.append(
+                    ResidualBlock(width_in if i == 0 else width, width, config.embedding_dim, config.dropout)
+                )
             if index in config.attention_levels:
                 blocks.append(SelfAttention(width))
             return nn.ModuleList(blocks)
@@ -35,7 +39,9 @@ class UNet(nn.Module):
         self.up_levels = nn.ModuleList(level(i, widths[i] + widths[i + 1]) for i in range(last))
         self.norm_out = nn.GroupNorm(8, widths[0])
         self.conv_out = zero_init(nn.Conv2d(widths[0], config.image_channels, 3, padding=1))
-        self.to(memory_format=torch.channels_last)  # a tenth faster on a CPU, more on a GPU
+        for parameter in self.parameters():  # a tenth faster on a CPU, more on a GPU
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
 
     def forward(self, z: Tensor, logsnr: Tensor, cond: dict[str, Tensor] | None = None) -> Tensor:
         """Run the network.
@@ -50,13 +56,13 @@ class UNet(nn.Module):
         skips: list[Tensor] = []
         for i, blocks in enumerate(self.down_levels):
             h = F.avg_pool2d(h, 2) if i > 0 else h
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 h = block(h, embedding)
             skips.append(h)
         skips.pop()
         for blocks in reversed(self.up_levels):
             h = torch.cat([skips.pop(), F.interpolate(h, scale_factor=2.0, mode="nearest")], dim=1)
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 h = block(h, embedding)
         return self.conv_out(F.silu(self.norm_out(h)))
 
@@ -75,6 +81,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(x (B, width_in, H, W), embedding (B, embedding_dim)) → (B, width, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm2(h), 1 + scale)
@@ -92,6 +99,7 @@ class SelfAttention(nn.Module):
         self.project = zero_init(nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x (B, width, H, W) → the same shape; the embedding is not used."""
         batch, width, height, breadth = x.shape
         qkv = self.qkv(self.norm(x)).view(batch, 3, self.num_heads, -1, height * breadth).transpose(-1, -2)
         h = F.scaled_dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])

@@ -19,6 +19,7 @@ from momatch.training.checkpoint import write_atomically
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 LOOKS_SHOWN = 6
+ALARMS_SHOWN = 20
 FINAL_NAME = re.compile(r"final-(.+)-(\d+)\.png")
 
 
@@ -141,7 +142,8 @@ def _contents(run: RunFolder) -> dict[str, Any]:
         "finals": _final_pictures(run.path),
         "looks": _look_pictures(run),
         "curves": _curves(run),
-        "alarms": run.of_event("alarm"),
+        "alarms": run.of_event("alarm")[:ALARMS_SHOWN],
+        "more_alarms": max(len(run.of_event("alarm")) - ALARMS_SHOWN, 0),
         "config": _flatten(run.config),
         "commands": _commands(run),
     }

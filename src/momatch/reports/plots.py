@@ -79,7 +79,7 @@ def training_curve(records: Sequence[Mapping[str, Any]], name: str, label: str =
     figure, axes = _axes()
     steps, values = _series(records, name, positive=True)
     if len(steps):
-        axes.plot(steps, values, color=COLOURS["student"], alpha=0.3, linewidth=1, label="as logged")
+        axes.plot(steps, values, color=COLOURS["student"], alpha=0.45, linewidth=1, label="as logged")
         axes.plot(steps, smooth(values), color=COLOURS["student"], linewidth=2, label="smoothed")
         _legend(axes)
     axes.set_yscale("log")

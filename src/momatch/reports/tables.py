@@ -23,7 +23,7 @@ COLUMNS = (
     "recall",
     "class accuracy",
     "neighbour ratio",
-    "samples/s",
+    "samples / s",
 )
 MISSING = "–"
 
@@ -151,14 +151,14 @@ def caption(rows: Sequence[Row]) -> str:
         else ""
     )
     return (
-        f"FD = Fréchet distance, biased by n. "
+        "FD = Fréchet distance, biased by n. "
         f"n_generated = {each('n_generated')}, n_reference = {each('n_reference')}, "
         f"features = {each('features')}, reference = {each('reference')}, seed = {each('seed')}.{differ}"
     )
 
 
 def number(value: float) -> str:
-    """Three significant digits; from 100 up whole numbers, thousands separated; an exponent only below 1e-4."""
+    """Three significant digits; from 100 up whole numbers with separators; an exponent only below 1e-4."""
     if not math.isfinite(value):
         return MISSING
     if abs(value) >= 100 or value == 0:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from momatch.errors import UsageError
+from momatch.training.optim import Optimizer
 
 FORMAT = "momatch-checkpoint-1"
 
@@ -39,7 +40,7 @@ def save(
     directory: Path,
     progress: Progress,
     networks: Mapping[str, nn.Module],
-    optimizers: Mapping[str, torch.optim.Adam],
+    optimizers: Mapping[str, Optimizer],
     keep: int = 2,
 ) -> Path:
     """Write `directory/step-00001234.safetensors` and drop all but the newest `keep`.
@@ -48,7 +49,9 @@ def save(
         OSError: if it cannot be written; older checkpoints are untouched.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value for role, network in networks.items() for key, value in _state(role, network, optimizers)}
+    tensors: dict[str, Tensor] = {}
+    for role, network in networks.items():
+        tensors |= _state(role, network, optimizers[role])
     metadata = {"format": FORMAT, "progress": json.dumps(vars(progress))}
     path = directory / f"step-{progress.step:08d}.safetensors"
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
@@ -63,9 +66,9 @@ def paths(directory: Path) -> list[Path]:
 
 
 def restore(
-    directory: Path, networks: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Adam]
+    directory: Path, networks: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
 ) -> Progress:
-    """Load the newest checkpoint into `networks` and `optimizers`, in place; nothing there means a fresh start.
+    """Load the newest checkpoint into `networks` and `optimizers`, in place; without any, start afresh.
 
     Raises:
         CheckpointError: if the newest checkpoint is damaged, or is of other networks. Nothing has been loaded then.
@@ -83,16 +86,21 @@ def restore(
         raise CheckpointError(f"checkpoint {path} is damaged ({error}); {remedy}") from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this program; {remedy}")
-    wanted = {key: value.shape for role, net in networks.items() for key, value in net.state_dict(prefix=f"{role}.").items()}
+    wanted = {
+        key: value.shape
+        for role, net in networks.items()
+        for key, value in net.state_dict(prefix=f"{role}.").items()
+    }
     if {key: tensors[key].shape if key in tensors else None for key in wanted} != wanted:
         raise CheckpointError(f"checkpoint {path} belongs to networks of another shape; {remedy}")
     for role, network in networks.items():
-        network.load_state_dict({k.removeprefix(f"{role}."): tensors[k] for k in wanted if k.startswith(f"{role}.")})
-        for name, parameter in network.named_parameters():
-            prefix = f"optimizer.{role}.{name}."
-            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            if state:
-                optimizers[role].state[parameter] = state
+        network.load_state_dict(
+            {k.removeprefix(f"{role}."): tensors[k] for k in wanted if k.startswith(f"{role}.")}
+        )
+        prefix = f"optimizer.{role}."
+        optimizers[role].load_state(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )
     return Progress(**json.loads(metadata["progress"]))
 
 
@@ -100,9 +108,9 @@ def second_moments(directory: Path, role: str, beta2: float) -> dict[str, Tensor
     """Adam's bias-corrected second moments v̂ of every parameter of `role`, from the newest checkpoint."""
     with safe_open(paths(directory)[-1], framework="pt") as file:
         prefix, suffix = f"optimizer.{role}.", ".exp_avg_sq"
+        correction = 1 - beta2 ** float(file.get_tensor(f"{prefix}step"))
         names = [k.removeprefix(prefix).removesuffix(suffix) for k in file.keys() if k.endswith(suffix)]  # noqa: SIM118
-        step = {name: float(file.get_tensor(f"{prefix}{name}.step")) for name in names}
-        return {name: file.get_tensor(f"{prefix}{name}{suffix}") / (1 - beta2 ** step[name]) for name in names}
+        return {name: file.get_tensor(f"{prefix}{name}{suffix}") / correction for name in names}
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -139,9 +147,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _state(role: str, network: nn.Module, optimizers: Mapping[str, torch.optim.Adam]) -> list[tuple[str, Tensor]]:
-    entries = [(key, value.contiguous()) for key, value in network.state_dict(prefix=f"{role}.").items()]
-    for name, parameter in network.named_parameters():
-        state = optimizers[role].state.get(parameter, {})
-        entries += [(f"optimizer.{role}.{name}.{key}", value.contiguous()) for key, value in state.items()]
-    return entries
+def _state(role: str, network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Copies, since safetensors refuses tensors that share memory."""
+    state = {f"optimizer.{role}.{key}": value for key, value in optimizer.state().items()}
+    state |= network.state_dict(prefix=f"{role}.")
+    return {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}

@@ -10,7 +10,7 @@ It yields after every step. Whoever consumes it adds progress bars, logs, pictur
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,12 +21,12 @@ from momatch.errors import RunError
 from momatch.methods.base import Method
 from momatch.training import checkpoint
 from momatch.training.batches import Batches
-from momatch.training.optim import OptimConfig, learning_rate_schedule, make_optimizer
+from momatch.training.optim import OptimConfig, Optimizer, learning_rate_schedule
 from momatch.training.seeding import derive_seed
 
 
 class NonFiniteLossError(RunError):
-    """Training met a loss or gradient that is not finite; the message names the step and the last good checkpoint."""
+    """A loss or gradient was not finite; the message names the step and the last good checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Record:
 
 def train(
     method: Method, batches: Batches, config: TrainConfig, optim: OptimConfig, directory: Path | None = None
-) -> Iterator[Record]:
+) -> Generator[Record, None, None]:
     """Run `method` from the newest checkpoint in `directory` (if any) to `config.num_steps`.
 
     Args:
@@ -85,8 +85,7 @@ def train(
         CheckpointError: if the newest checkpoint cannot be used.
     """
     networks = method.trainable
-    optimizers = {role: make_optimizer(network.parameters(), optim) for role, network in networks.items()}
-    parameters = {role: list(network.parameters()) for role, network in networks.items()}
+    optimizers = {role: Optimizer(network, optim) for role, network in networks.items()}
     progress = checkpoint.restore(directory, networks, optimizers) if directory else checkpoint.Progress()
     uses_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for n in networks.values() for m in n.modules())
     saved = progress.step
@@ -102,21 +101,22 @@ def train(
             rate = learning_rate_schedule(optim, step, config.num_steps)
             norms = {}
             for role, loss in update.losses.items():
-                optimizers[role].zero_grad(set_to_none=True)
+                optimizers[role].zero_grad()
                 loss.backward()
-                norms[role] = clip_gradients(parameters[role], optim.clip_norm)
+                norms[role] = optimizers[role].clip()
                 if not norms[role] < float("inf"):
                     raise NonFiniteLossError(_non_finite(role, step, loss, directory))
             for role in update.losses:
-                optimizers[role].param_groups[0]["lr"] = rate
-                optimizers[role].step()
+                optimizers[role].step(rate)
             progress = checkpoint.Progress(step + 1, progress.images_seen + len(batch.x))
             metrics = {}
             if progress.step % config.log_every == 0 or progress.step == config.num_steps:
                 metrics = {name: float(value) for name, value in update.metrics().items()}
                 metrics |= {f"gradient_norm_{role}": norm for role, norm in norms.items()}
                 metrics["learning_rate"] = rate
-            if directory and (progress.step % config.checkpoint_every == 0 or progress.step == config.num_steps):
+            if directory and (
+                progress.step % config.checkpoint_every == 0 or progress.step == config.num_steps
+            ):
                 checkpoint.save(directory, progress, networks, optimizers)
                 saved = progress.step
             yield Record(progress.step, progress.images_seen, time.monotonic() - start, metrics)
@@ -124,15 +124,6 @@ def train(
         if directory and saved != progress.step:
             checkpoint.save(directory, progress, networks, optimizers)
         raise
-
-
-def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> float:
-    """Scale the gradients to a global norm of at most `max_norm`; returns the norm before."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
-    if norm > max_norm:
-        torch._foreach_mul_(gradients, max_norm / norm)
-    return norm
 
 
 def _non_finite(role: str, step: int, loss: torch.Tensor, directory: Path | None) -> str:

@@ -1,4 +1,4 @@
-"""Random numbers from (seed, step): no stream runs on from step to step, so resuming needs no stored state."""
+"""Random numbers from (seed, step): no stream runs on across steps, so resuming needs no stored state."""
 
 from __future__ import annotations
 

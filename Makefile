@@ -1,0 +1,36 @@
+# make demo    the main job: distil the built-in digits teacher into 8 steps, evaluate, write a report
+# make test    the daily suite
+# make check   everything: lint, types, all tests, examples in the docs
+# Each creates .venv if it is missing.
+
+PYTHON ?= python3
+BIN := .venv/bin
+TEST_ENV := OMP_NUM_THREADS=1
+
+.PHONY: demo test check lint
+
+demo: .venv/installed
+	$(BIN)/momatch demo
+
+test: .venv/installed-dev
+	$(TEST_ENV) $(BIN)/pytest -n 2 -m "not slow"
+
+check: lint
+	$(TEST_ENV) $(BIN)/pytest -n 2
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "momatch needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

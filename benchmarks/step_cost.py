@@ -1,0 +1,105 @@
+"""What moment matching costs beyond its network calls.
+
+One pair of updates through the training loop, against a loop written by hand that makes the same network calls and
+Adam steps on fixed inputs and does nothing else: no batches, no noise, no weighting, no clipping, no schedule.
+
+    python benchmarks/step_cost.py
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from momatch import schedules
+from momatch.denoiser import Denoiser
+from momatch.methods.alternating import Alternating
+from momatch.networks.configs import UNetConfig
+from momatch.networks.unet import UNet
+from momatch.training.batches import image_batches
+from momatch.training.loop import TrainConfig, train
+from momatch.training.optim import OptimConfig
+from timing import Ratio, compare, record
+
+CLASSES = 10
+
+
+def networks(config: UNetConfig) -> tuple[UNet, UNet, UNet]:
+    """Teacher, student, auxiliary with the same weights."""
+    torch.manual_seed(0)
+    teacher = UNet(config)
+    student, auxiliary = copy.deepcopy(teacher), copy.deepcopy(teacher)
+    return teacher.requires_grad_(False).eval(), student, auxiliary
+
+
+def ours(config: UNetConfig, batch_size: int, update: Literal["alternating", "joint"]) -> Callable[[], None]:
+    """A pair of updates of the training loop."""
+    teacher, student, auxiliary = (Denoiser(net, "v", {"label": CLASSES}) for net in networks(config))
+    method = Alternating(teacher, student, auxiliary, schedules.cosine(), 8, update=update)
+    images, labels = torch.randn(1000, 1, 8, 8), torch.randint(CLASSES, (1000,))
+    endless = TrainConfig(num_steps=10**9, batch_size=batch_size, log_every=50)
+    records: Iterator = train(method, image_batches(images, labels, batch_size, 0), endless, OptimConfig())
+    steps = 1 if update == "joint" else 2
+
+    def pair() -> None:
+        for _ in range(steps):
+            next(records)
+
+    return pair
+
+
+def bare(config: UNetConfig, batch_size: int) -> Callable[[], None]:
+    """The same network calls and Adam steps, by hand: Algorithm 2's ten forward-units."""
+    teacher, student, auxiliary = networks(config)
+    adam_student, adam_auxiliary = (
+        torch.optim.Adam(n.parameters(), lr=1e-6, betas=(0.0, 0.99), eps=1e-12, fused=True)
+        for n in (student, auxiliary)
+    )
+    z, logsnr = torch.randn(batch_size, 1, 8, 8), torch.randn(batch_size)
+    cond = {"label": torch.randint(CLASSES, (batch_size,))}
+
+    def update(learner: UNet, other: UNet, adam: torch.optim.Adam) -> None:
+        with torch.no_grad():
+            other(z, logsnr, cond)
+            teacher(z, logsnr, cond)
+        output: Tensor = learner(z, logsnr, cond)
+        adam.zero_grad(set_to_none=True)
+        output.sum().backward()
+        adam.step()
+
+    def pair() -> None:
+        update(auxiliary, student, adam_auxiliary)
+        update(student, auxiliary, adam_student)
+
+    return pair
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    digits = UNetConfig(channels=(16, 32, 64), attention_levels=(2,), num_classes=CLASSES)
+    tiny = UNetConfig(channels=(8, 8), num_classes=CLASSES, embedding_dim=24)
+    size = sum(p.numel() for p in UNet(tiny).parameters())
+    results: list[Ratio] = [
+        compare(
+            "alternating, digits U-Net, batch 128", ours(digits, 128, "alternating"), bare(digits, 128), 1.03
+        ),
+        compare("joint, digits U-Net, batch 128", ours(digits, 128, "joint"), bare(digits, 128), 0.72),
+        compare(
+            f"alternating, {size:,} parameters, batch 1",
+            ours(tiny, 1, "alternating"),
+            bare(tiny, 1),
+            1.05,
+            41,
+            20,
+        ),
+        compare(f"joint, {size:,} parameters, batch 1", ours(tiny, 1, "joint"), bare(tiny, 1), 0.72, 41, 20),
+    ]
+    record("step-cost", results)
+
+
+if __name__ == "__main__":
+    main()

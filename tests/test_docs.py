@@ -1,0 +1,70 @@
+"""What the documents say is true: their Python runs, their commands exist, their figures come from recorded runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from momatch import recipes
+from momatch.cli import COMMANDS
+from momatch.recipes import RECIPES
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.S)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_python_examples_run(path, tmp_path, monkeypatch):
+    """With every recipe cut to a few steps."""
+    monkeypatch.chdir(tmp_path)
+
+    def short(make):
+        def config():
+            full = make()
+            train = dataclasses.replace(full.train, num_steps=4, batch_size=8)
+            monitor = dataclasses.replace(full.monitor, every=0)
+            return dataclasses.replace(full, train=train, monitor=monitor)
+
+        return config
+
+    monkeypatch.setattr(recipes, "RECIPES", {name: short(make) for name, make in RECIPES.items()})
+    for code in blocks(path, "python"):
+        exec(compile(code, str(path), "exec"), {"__name__": "example"})
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_commands_exist(path):
+    for block in blocks(path, "(?:sh|bash)"):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["momatch"]:
+                assert words[1] in COMMANDS, line
+                if words[1] in ("distill", "train-teacher", "plan"):
+                    assert words[2] in RECIPES, line
+            elif words[:1] == ["make"]:
+                assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), line
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", path.read_text()):
+        link = next(part for part in target if part)
+        if not link.startswith("http"):
+            assert (path.parent / link).exists() or (ROOT / link).exists(), link
+
+
+def test_code_named_in_the_method_page_exists():
+    text = (ROOT / "docs" / "the-method.md").read_text()
+    for file in set(re.findall(r"`([a-z_/]+\.py)`", text)):
+        assert (ROOT / "src" / "momatch" / file).exists() or (ROOT / file).exists(), file
+    source = "\n".join(p.read_text() for p in (ROOT / "src").rglob("*.py"))
+    for name in set(re.findall(r"`(?:process|sampling|schedules)\.([a-z_]+)`", text)):
+        assert f"def {name}(" in source, name
