@@ -5,8 +5,8 @@
     python benchmarks/digits.py summarise
 
 Every line of the study is 20,000 generated pictures, labels in equal numbers, against the same 599 held-out
-pictures. Samples are kept under runs/numbers/ so that lines can be compared in pairs; `summarise` writes a dated
-JSON into benchmarks/results/ and prints the table. Interrupted work goes on where it stopped.
+pictures. Samples are kept under runs/numbers/ so that lines can be compared in pairs; `summarise` writes a
+dated JSON into benchmarks/results/ and prints the table. Interrupted work goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def numbers(result: Any) -> dict[str, float]:
 
 
 def compare(features: dict[tuple[str, int], Tensor], reference: Tensor, against: str) -> list[dict[str, Any]]:
-    """FD of every line less that of `against` (same seed if possible): bias-corrected, paired 95 % interval."""
+    """FD of every line less that of `against` (same seed if any): bias-corrected, paired 95 % interval."""
     baselines = {seed: f for (name, seed), f in features.items() if name == against}
     found = []
     for (name, seed), generated in features.items():

@@ -84,20 +84,20 @@ class Settings:
     steps: int = 8
     width: int = 128
     depth: int = 3
-    pretrain_steps: int = 6000
+    pretrain_steps: int = 2000
     pretrain_rate: float = 1e-3
-    num_steps: int = 8000
-    batch_size: int = 1024
+    num_steps: int = 4000
+    batch_size: int = 512
     learning_rate: float = 1e-3
     beta1: float = 0.0
     beta2: float = 0.99
-    ema: float = 0.0
+    ema: float = 0.998
     logsnr_min: float = -15.0
     logsnr_max: float = 15.0
     shift: float = 0.0
     density: float = 1.0
-    weight: Literal["flat", "snr", "adaptive"] = "flat"
-    weight_maximum: float = 100.0
+    weight: Literal["flat", "snr", "adaptive"] = "snr"
+    weight_maximum: float = 1000.0
     update: Literal["alternating", "joint"] = "alternating"
     teacher_term: float = 1.0
     num_samples: int = 10_000
@@ -235,7 +235,7 @@ def main(settings: Settings) -> None:
         seconds.append(round(time.monotonic() - start, 1))
         name = f"student, {settings.steps} steps, seed {seed}"
         rows.append(evaluate(name, sampler_of(student, schedule, settings.steps), settings))
-    print(table(rows))
+        print(table(rows), flush=True)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"mixture-{date.today().isoformat()}.json"
     record = {

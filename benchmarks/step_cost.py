@@ -1,7 +1,8 @@
 """What moment matching costs beyond its network calls.
 
-One pair of updates through the training loop, against a loop written by hand that makes the same network calls and
-Adam steps on fixed inputs and does nothing else: no batches, no noise, no weighting, no clipping, no schedule.
+One pair of updates through the training loop, against a loop written by hand that makes the same network
+calls and Adam steps on fixed inputs and does nothing else: no batches, no noise, no weighting, no clipping,
+no schedule.
 
     python benchmarks/step_cost.py
 """

@@ -91,6 +91,11 @@ def test_the_whole_way(run, data, tmp_path, capsys):
     assert main(["evaluate", run, "--steps", "1,4", "--teacher-steps", "4", "--num", "120"]) == 0
     rows = json.loads(open(f"{run}/evaluation.json").read())["rows"]
     assert [(row["name"], row["steps"]) for row in rows] == [("teacher", 4), ("student", 1), ("student", 4)]
+    assert main(["evaluate", run, "--steps", "2", "--num", "120"]) == 0
+    rows = json.loads(open(f"{run}/evaluation.json").read())["rows"]
+    assert [(row["name"], row["steps"]) for row in rows][-2:] == [("student", 2), ("student", 4)] and len(
+        rows
+    ) == 4
     assert main(["report", run]) == 0
     assert "report.html" in capsys.readouterr().out
     metrics = [json.loads(line) for line in open(f"{run}/metrics.jsonl")]
@@ -140,7 +145,7 @@ MISTAKES = [
     (["distill", "digits-8", "--out", "{tmp}/a", "--data", "{tmp}/none"], "no data at"),
     (["distill", "digits-8", "--out", "{tmp}/a", "--data", "{tmp}/empty"], "no pictures in"),
     (["distill", "digits-8", "--out", "{tmp}/a", "--teacher", "{tmp}/none"], "holds no model"),
-    (["distill", "digits-8", "--out", "{tmp}/a", "--data", "{data}"], "the teacher makes (1, 8, 8)"),
+    (["distill", "digits-8", "--out", "{tmp}/a", "--data", "{data}"], "the model makes (1, 8, 8)"),
     (["distill", "digits-8", "--out", "{tmp}/file/x"], "cannot write into"),
     (["distill", "digits-8", "--out", "{run}"], "holds a run of another config"),
     (["distill", "--config", "{tmp}/none.json", "--out", "{tmp}/a"], "cannot read the config"),
@@ -172,6 +177,9 @@ MISTAKES = [
     (["sample", "{run}", "--out", "{tmp}/x.gif"], ".png or .npz"),
     (["sample", "{run}", "--out", "{tmp}/no/x.png"], "does not exist"),
     (["evaluate", "{run}", "--num", "3"], "too few"),
+    (["evaluate", "{run}", "--data", "digits"], "the model makes (3, 8, 8)"),
+    (["evaluate", "digits", "--teacher-steps", "4"], "is no student"),
+    (["plan", "--config", "{data}"], "cannot read the config"),
     (["evaluate", "{run}", "--steps", "1,b"], "'1,b' is not a list"),
     (["evaluate", "{run}", "--steps", "1,20"], "got 20"),
     (["report", "{tmp}"], "not the folder of a run"),

@@ -1,4 +1,4 @@
-"""What the documents say is true: their Python runs, their commands exist, their figures come from recorded runs."""
+"""What the documents say is true: their Python runs, their commands exist, their figures are recorded."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ ORDER = [
     "evaluation",
     "reports",
     "monitoring",
+    "assessment",
     "runs",
     "recipes",
     "planning",

@@ -202,7 +202,7 @@ def test_adam_is_the_paper_s():
 
 
 def test_one_buffer_trains_like_one_tensor_per_parameter():
-    """Against torch's Adam on a network with channels-last convolutions: forward, clip and five steps agree."""
+    """Against torch's Adam, with channels-last convolutions: forward, clip and five steps agree."""
     torch.manual_seed(0)
     ours = nn.Sequential(nn.Conv2d(2, 8, 3), nn.SiLU(), nn.Flatten(), nn.Linear(32, 3)).double()
     ours.to(memory_format=torch.channels_last)

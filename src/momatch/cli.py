@@ -41,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         return _fail(str(error), 2)
+    except BrokenPipeError:  # whoever read our output has left
+        sys.stdout = None
+        return 1
     except (RunError, OSError) as error:
         if debug:
             raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from momatch import config as configs
+from momatch.assessment import Candidate, assess
 from momatch.config import ConfigError, DistillConfig, RunConfig, TeacherConfig
 from momatch.data.images import Split
 from momatch.data.sources import load_data
@@ -24,11 +24,10 @@ from momatch.errors import UsageError
 from momatch.model import Model
 from momatch.progress import Interrupted, follow
 from momatch.recipes import RECIPES, recipe
-from momatch.runs import Run, distillation, teacher_training
+from momatch.runs import Run, check_fit, distillation, teacher_training
 from momatch.teachers.own import load_any, load_teacher
 
 Arguments = TypeVar("Arguments")
-GRID_SAMPLES, GRID_COLUMNS = 60, 10
 BOX_TO_SPACES = {ord(character): " " for character in "│╭╮╰╯─╞╡┌┐└┘"}
 
 
@@ -88,14 +87,8 @@ def demo(arguments: list[str], console: Console) -> None:
     finish(distillation(teacher, data, config, parsed.out), "distilling", console)
     student = load_any(parsed.out)
     console.print(f"Evaluating on {parsed.num_samples} samples each.")
-    measure(
-        parsed.out,
-        [("teacher", teacher, (8, 64)), ("student", student, (config.steps,))],
-        data,
-        parsed.num_samples,
-        0,
-        console,
-    )
+    candidates = [Candidate("teacher", teacher, (8, 64)), Candidate("student", student, (config.steps,))]
+    measure(parsed.out, candidates, data, parsed.num_samples, 0, console)
     written = write_report(parsed.out)
     out = shlex.quote(str(parsed.out))
     console.print(
@@ -204,8 +197,10 @@ def sample(arguments: list[str], console: Console) -> None:
         import numpy as np
 
         pixels = images.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        labels = {"labels": cond["label"].numpy()} if cond else {}
-        np.savez_compressed(parsed.out, images=pixels, **labels)
+        if cond:
+            np.savez_compressed(parsed.out, images=pixels, labels=cond["label"].numpy())
+        else:
+            np.savez_compressed(parsed.out, images=pixels)
     else:
         from momatch.reports.plots import image_grid, save_png
 
@@ -246,25 +241,20 @@ def evaluate(arguments: list[str], console: Console) -> None:
     model = load_any(parsed.run)
     data = load_data(parsed.data or str(model.info.get("data", "digits")))
     steps = integers(parsed.steps, "--steps") if parsed.steps else (model.steps,)
-    jobs = []
+    check_fit(model, data.heldout)
+    candidates = [Candidate(str(model.info.get("role", "model")), model, steps)]
     if parsed.teacher_steps:
         if model.info.get("role") != "student":
             raise UsageError(
-                f"--teacher-steps {parsed.teacher_steps}: {parsed.run} is no student; use --steps"
+                f"--teacher-steps {parsed.teacher_steps}: {parsed.run} is no student; use --steps instead"
             )
-        jobs.append(
-            (
-                "teacher",
-                load_teacher(str(model.info["teacher"])),
-                integers(parsed.teacher_steps, "--teacher-steps"),
-            )
-        )
-    jobs.append((str(model.info.get("role", "model")), model, steps))
-    for _, which, counts in jobs:
-        for k in counts:
-            which.check_request(parsed.num, k, None)
-    directory = Path(parsed.run) if Path(parsed.run).is_dir() else None
-    measure(directory, jobs, data, parsed.num, parsed.seed, console)
+        counts = integers(parsed.teacher_steps, "--teacher-steps")
+        candidates.insert(0, Candidate("teacher", load_teacher(str(model.info["teacher"])), counts))
+    for candidate in candidates:
+        for k in candidate.steps:
+            candidate.model.check_request(parsed.num, k, None)
+    directory = Path(parsed.run) if (Path(parsed.run) / "config.json").is_file() else None
+    measure(directory, candidates, data, parsed.num, parsed.seed, console)
 
 
 @dataclass(frozen=True)
@@ -316,33 +306,21 @@ def finish(run: Run, title: str, console: Console) -> None:
 
 def measure(
     directory: Path | None,
-    jobs: list[tuple[str, Model, tuple[int, ...]]],
+    candidates: list[Candidate],
     data: Split,
     num_samples: int,
     seed: int,
     console: Console,
 ) -> None:
-    """Evaluate models at step counts, print the table; keep evaluation.json and last grids in `directory`."""
-    from momatch.evaluation.sweep import evaluate_at
-    from momatch.reports.plots import image_grid, save_png
+    """Evaluate and print the table; a line as each row is done, since some take long."""
     from momatch.reports.tables import evaluation_table
 
     rows = []
-    for name, model, counts in jobs:
-        for steps in counts:
-            with console.status(f"{name}, {steps} steps: sampling and measuring {num_samples}"):
-                rows.append(evaluate_at(model, name, data, steps, num_samples, seed))
-            if directory:
-                (directory / "samples").mkdir(exist_ok=True)
-                labels = torch.arange(GRID_SAMPLES) % max(model.num_classes, 1)
-                images = model.sample(
-                    GRID_SAMPLES, steps, {"label": labels} if model.num_classes else None, seed
-                )
-                save_png(image_grid(images, GRID_COLUMNS), directory / f"samples/final-{name}-{steps}.png")
-    if directory:
-        contents = {"data": data.train.name, "rows": [row.to_dict() for row in rows]}
-        (directory / "evaluation.json").write_text(json.dumps(contents, indent=1) + "\n")
-    console.print(evaluation_table([row.to_dict() for row in rows]))
+    with console.status(f"sampling and measuring {num_samples} pictures a line"):
+        for row in assess(directory, candidates, data, num_samples, seed):
+            rows.append(row)
+            console.print(f"  measured: {row.name}, {row.steps} steps")
+    console.print(evaluation_table(rows))
 
 
 def base_config(
@@ -357,18 +335,15 @@ def base_config(
     if arguments[0] == "--config":
         if len(arguments) < 2:
             raise UsageError("--config needs a file: a run's config.json")
-        path = Path(arguments[1])
-        found = configs.read(
-            path, kind or (TeacherConfig if '"train-teacher"' in path.read_text() else DistillConfig)
-        )
-        return found, arguments[2:]
-    if arguments[0].startswith("-"):
+        config, rest = configs.read(Path(arguments[1])), arguments[2:]
+    elif arguments[0].startswith("-"):
         raise UsageError(f"name the recipe first: momatch {command} RECIPE {arguments[0]} …")
-    config = recipe(arguments[0])
+    else:
+        config, rest = recipe(arguments[0]), arguments[1:]
     if kind is not None and not isinstance(config, kind):
         right = "train-teacher" if isinstance(config, TeacherConfig) else "distill"
-        raise ConfigError(f"{arguments[0]} is a recipe for momatch {right}, not for momatch {command}")
-    return config, arguments[1:]
+        raise ConfigError(f"{arguments[0]} is for momatch {right}, not for momatch {command}")
+    return config, rest
 
 
 def parse(
@@ -382,7 +357,10 @@ def parse(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=arguments, prog=f"momatch {command}", default=default)
+            program = f"momatch {command}"
+            if default is None:
+                return tyro.cli(kind, args=arguments, prog=program)
+            return tyro.cli(kind, args=arguments, prog=program, default=default)
     except SystemExit as stop:
         if not stop.code:
             raise

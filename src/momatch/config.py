@@ -1,4 +1,4 @@
-"""Everything a run can be told, as plain typed data: from recipes, the command line or a run's config.json."""
+"""Everything a run can be told, as plain data: from recipes, the command line or a run's config.json."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ScheduleConfig:
 
     Attributes:
         name: which; see momatch.schedules. "teacher" takes the teacher's, whatever it is (students only).
-        shift: logSNR shift (cosine), its value at the clean end (interpolated), or time shift (rectified_flow).
+        shift: logSNR shift (cosine), the one at the clean end (interpolated), or time shift (rectified_flow).
         shift_high: logSNR shift at the noisy end (interpolated only).
     """
 
@@ -237,16 +237,23 @@ def from_json(fields: dict[str, Any], config_type: type[Config]) -> Config:
         ) from None
 
 
-def read(path: Path, config_type: type[Config]) -> Config:
-    """Read a run's config.json.
+def read(path: Path) -> RunConfig:
+    """Read a run's config.json, of whichever kind it is.
 
     Raises:
-        ConfigError: if it is missing, not JSON, or not a config of this type.
+        ConfigError: if it is missing, not JSON, or not the config of a run.
     """
     try:
-        return from_json(json.loads(path.read_text()), config_type)
-    except (OSError, json.JSONDecodeError) as error:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from None
+    kinds: dict[str, type[TeacherConfig] | type[DistillConfig]] = {
+        "train-teacher": TeacherConfig,
+        "distill": DistillConfig,
+    }
+    if not isinstance(fields, dict) or fields.get("kind") not in kinds:
+        raise ConfigError(f"{path} is not the config of a run: its 'kind' is none of {', '.join(kinds)}")
+    return from_json(fields, kinds[fields["kind"]])
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,8 +1,8 @@
 """A denoiser is anything that maps (z, logsnr, cond) to an estimate of E[x | z].
 
-Plain networks, adapted pretrained models, guided models and exact mixtures are all `Denoiser`s, and no algorithm can
-tell them apart. `cond` is a dict of tensors whose first dimension is the batch, or None; a denoiser knows its own null
-condition, the one that stands for "nothing asked for".
+Plain networks, adapted pretrained models, guided models and exact mixtures are all `Denoiser`s, and no
+algorithm can tell them apart. `cond` is a dict of tensors whose first dimension is the batch, or None; a
+denoiser knows its own null condition, the one that stands for "nothing asked for".
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Denoiser(nn.Module):
     Attributes:
         network: (z (B, …), logsnr (B,), cond) → tensor of z's shape.
         prediction: what the network's output stands for: x, eps, v or flow.
-        null_values: what each entry of cond holds when nothing is asked for, e.g. {"label": 10}; empty if the network
-            takes no condition.
+        null_values: what each entry of cond holds when nothing is asked for, e.g. {"label": 10}; empty if the
+            network takes no condition.
     """
 
     def __init__(

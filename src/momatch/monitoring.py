@@ -1,9 +1,9 @@
 """Watching a run: is it working, and has it gone wrong?
 
-The losses of alternating training say nothing, so a run is judged by what the student makes: now and then a small set
-of samples from fixed noise, a picture of some, and a cheap Fréchet distance against the *training* pictures (the
-held-out ones are kept for the final evaluation). With few samples the distance is biased upwards: compare it with
-itself only.
+The losses of alternating training say nothing, so a run is judged by what the student makes: now and then a
+small set of samples from fixed noise, a picture of some, and a cheap Fréchet distance against the *training*
+pictures (the held-out ones are kept for the final evaluation). With few samples the distance is biased
+upwards: compare it with itself only.
 """
 
 from __future__ import annotations

@@ -4,27 +4,27 @@ Everything in momatch happens in the variance-preserving process with λ = log(�
 
     (1)  z_t = α_t x + σ_t ε,    α_t² = sigmoid(λ_t),    σ_t² = sigmoid(−λ_t),    ε ~ N(0, I)
 
-Variance-exploding (EDM) and rectified-flow processes are this one after dividing their z by √(α² + σ²); that is the
-business of a teacher's adapter, and no other module knows about it.
+Variance-exploding (EDM) and rectified-flow processes are this one after dividing their z by √(α² + σ²); that
+is the business of a teacher's adapter, and no other module knows about it.
 
 **Posterior.** For s < t (so λ_s > λ_t), the law of the less noisy z_s given z_t and clean x is Gaussian. With
 r = exp(λ_t − λ_s) ∈ [0, 1]:
 
     (2)  mean = (α_t σ_s²)/(α_s σ_t²) z_t + (1 − r) α_s x          variance = σ_s² (1 − r)
 
-The coefficient of z_t equals √r σ_s/σ_t, which is how it is computed here: it never divides by α_s, which vanishes at
-t = 1. 1 − r is −expm1(λ_t − λ_s), so nothing cancels when s is close to t. At s = 0 the posterior is x itself; at
-t = 1 it forgets z_t. Both hold for infinite λ too, in float32 and float64.
+The coefficient of z_t equals √r σ_s/σ_t, which is how it is computed here: it never divides by α_s, which
+vanishes at t = 1. 1 − r is −expm1(λ_t − λ_s), so nothing cancels when s is close to t. At s = 0 the posterior
+is x itself; at t = 1 it forgets z_t. Both hold for infinite λ too, in float32 and float64.
 
-This is the step of Algorithm 1 and the z_s of Algorithms 2 and 3 of "Multistep Distillation of Diffusion Models via
-Moment Matching" (Salimans et al., NeurIPS 2024).
+This is the step of Algorithm 1 and the z_s of Algorithms 2 and 3 of "Multistep Distillation of Diffusion
+Models via Moment Matching" (Salimans et al., NeurIPS 2024).
 
-**Prediction types.** A network may predict x, ε, v = α ε − σ x, or the flow velocity u = ε − x. All are the same
-information given z:
+**Prediction types.** A network may predict x, ε, v = α ε − σ x, or the flow velocity u = ε − x. All are the
+same information given z:
 
     (3)  ε = (z − α x)/σ        v = (α z − x)/σ        u = (z − (α + σ) x)/σ
 
-Arguments named `logsnr` have shape (B,) and belong to the batch dimension of z; only this module broadcasts them.
+Arguments named `logsnr` have shape (B,), for z's batch dimension; only this module broadcasts them.
 """
 
 from __future__ import annotations

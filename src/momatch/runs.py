@@ -105,8 +105,8 @@ class Run:
     def finish(self) -> Model:
         """The trained model; saved as `student/` or `teacher/` in the run's folder.
 
-        A teacher's second moments (Adam's v̂ for every weight) are saved beside it, in second-moments.safetensors:
-        parameter-space moment matching needs them.
+        A teacher's second moments (Adam's v̂ for every weight) are saved beside it, as
+        second-moments.safetensors: parameter-space moment matching needs them.
         """
         if self.directory:
             role = "student" if isinstance(self.config, DistillConfig) else "teacher"
@@ -126,7 +126,7 @@ def distillation(teacher: Model, data: Split, config: DistillConfig, directory: 
         ConfigError: if a value is impossible, or teacher and data do not fit each other.
     """
     configs.check(config)
-    _check_fit(teacher, data.train)
+    check_fit(teacher, data.train)
     schedule = config.schedule.build(teacher.schedule)
     student, auxiliary = (copy.deepcopy(teacher.denoiser).requires_grad_(True) for _ in range(2))
     method = Alternating(
@@ -212,6 +212,19 @@ def distill(
     return student
 
 
+def check_fit(model: Model, images: ImageSet) -> None:
+    """Refuse pictures that a model cannot make.
+
+    Raises:
+        ConfigError: if their shapes differ, or the pictures have more classes.
+    """
+    shape = tuple(images.images.shape[1:])
+    if shape != model.sample_shape:
+        raise ConfigError(f"the data are pictures of shape {shape}, the model makes {model.sample_shape}")
+    if model.num_classes and images.num_classes > model.num_classes:
+        raise ConfigError(f"the data have {images.num_classes} classes, the model knows {model.num_classes}")
+
+
 class _Log:
     """metrics.jsonl and config.json of a run's folder; does nothing without a folder."""
 
@@ -295,13 +308,3 @@ def _step_of(line: str) -> float:
 def _batches(images: ImageSet, num_classes: int, config: RunConfig) -> Batches:
     labels = images.labels if num_classes else None
     return image_batches(images.images, labels, config.train.batch_size, config.train.seed)
-
-
-def _check_fit(teacher: Model, images: ImageSet) -> None:
-    shape = tuple(images.images.shape[1:])
-    if shape != teacher.sample_shape:
-        raise ConfigError(f"the data are pictures of shape {shape}, the teacher makes {teacher.sample_shape}")
-    if teacher.num_classes and images.num_classes > teacher.num_classes:
-        raise ConfigError(
-            f"the data have {images.num_classes} classes, the teacher knows {teacher.num_classes}"
-        )

@@ -1,7 +1,7 @@
 """Samplers: free functions that call a denoiser `steps` times. `steps` always counts network calls.
 
-The ancestral sampler (Algorithm 1 of the paper) serves teacher and student alike: estimate x, draw z_s from the
-posterior given that estimate, repeat, and return the last estimate without noise.
+The ancestral sampler (Algorithm 1 of the paper) serves teacher and student alike: estimate x, draw z_s from
+the posterior given that estimate, repeat, and return the last estimate without noise.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def trajectory(
 def step_coefficients(logsnr_s: Tensor, logsnr_t: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
     """Coefficients of z_t, of x, and the noise's standard deviation, for one step t → s at stochasticity eta.
 
-    η = 1 is the posterior. Otherwise (DDIM, eq. 12) the variance is η² times the posterior's, and what is missing is
-    made up by the noise that z_t already holds: z_s = α_s x + √(σ_s² − std²) (z_t − α_t x)/σ_t + std·ε.
+    η = 1 is the posterior. Otherwise (DDIM, eq. 12) the variance is η² times the posterior's, and the noise
+    that z_t already holds makes up what is missing: z_s = α_s x + √(σ_s² − std²) (z_t − α_t x)/σ_t + std·ε.
     """
     coefficient_z, coefficient_x, variance = process.posterior_coefficients(logsnr_s, logsnr_t)
     std = eta * variance.sqrt()

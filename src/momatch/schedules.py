@@ -1,16 +1,16 @@
 """Noise schedules: time t ∈ [0, 1] (0 clean, 1 noise) to logSNR λ, and back.
 
 Every Gaussian process in use is the variance-preserving one after rescaling z, so a schedule is nothing but a
-decreasing function λ(t). All schedules here are strictly monotone and end at finite λ, so `inverse` is exact and a
-network can be evaluated anywhere in [0, 1]. `process` itself also accepts infinite λ.
+decreasing function λ(t). All schedules here are strictly monotone and end at finite λ, so `inverse` is exact
+and a network can be evaluated anywhere in [0, 1]. `process` itself also accepts infinite λ.
 
-| function         | λ(t)                                              | used by                                 |
-|------------------|---------------------------------------------------|-----------------------------------------|
-| `cosine`         | −2 log tan(πt/2) + shift                          | improved DDPM, simple diffusion         |
-| `interpolated`   | (1 − t) λ_low(t) + t λ_high(t), two cosine shifts | simple diffusion, later moment matching |
-| `edm`            | −2 log σ(t), the ρ-grid                           | EDM                                     |
-| `rectified_flow` | 2 log((1 − t′)/t′), t′ shifted                    | rectified flow, SD3, Flux               |
-| `tabulated`      | linear between the table's points                 | DDPM, DDIM: any list of betas           |
+| function         | λ(t)                                          | used by                                 |
+|------------------|-----------------------------------------------|-----------------------------------------|
+| `cosine`         | −2 log tan(πt/2) + shift                      | improved DDPM, simple diffusion         |
+| `interpolated`   | (1 − t) λ_low(t) + t λ_high(t), both cosine   | simple diffusion, later moment matching |
+| `edm`            | −2 log σ(t), the ρ-grid                       | EDM                                     |
+| `rectified_flow` | 2 log((1 − t′)/t′), t′ shifted                | rectified flow, SD3, Flux               |
+| `tabulated`      | linear between the table's points             | DDPM, DDIM: any list of betas           |
 """
 
 from __future__ import annotations
@@ -163,8 +163,8 @@ def tabulated(
 ) -> NoiseSchedule:
     """A discrete DDPM schedule made continuous: t = (i + 1)/T is the table's step i, linear in λ in between.
 
-    So k equal steps from t = 1 land on diffusers' "trailing" timesteps, and t = 0 is clean data (`logsnr_max`, or a
-    little above the table's cleanest entry if that is higher).
+    So k equal steps from t = 1 land on diffusers' "trailing" timesteps, and t = 0 is clean data
+    (`logsnr_max`, or a little above the table's cleanest entry if that is higher).
 
     Args:
         betas: T numbers in [0, 1]; a last 1 (zero terminal SNR) becomes `logsnr_min`.

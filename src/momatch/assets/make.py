@@ -1,7 +1,7 @@
 """Makes the shipped models again: `python -m momatch.assets.make classifier`, then `… make teacher RUN`.
 
-The teacher is the outcome of `momatch train-teacher digits-teacher --out RUN`; making it an asset means copying
-`RUN/teacher`. The classifier is trained here, on the training digits alone, by the same loop.
+The teacher is the outcome of `momatch train-teacher digits-teacher --out RUN`; making it an asset means
+copying `RUN/teacher`. The classifier is trained here, on the training digits alone, by the same loop.
 """
 
 from __future__ import annotations

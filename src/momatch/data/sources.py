@@ -25,9 +25,9 @@ def load_data(source: str) -> Split:
     """Load pictures and hold some out.
 
     Args:
-        source: "digits"; or a folder of equally sized pictures, the classes in subfolders (or none); or an .npz with
-            `images` (N, H, W[, C]) uint8 and, for a conditional model, `labels` (N,) integers. Of a folder or .npz a
-            tenth of every class is held out, always the same.
+        source: "digits"; or a folder of equally sized pictures, the classes in subfolders (or none); or an
+            .npz with `images` (N, H, W[, C]) uint8 and, for a conditional model, `labels` (N,) integers. Of a
+            folder or .npz a tenth of every class is held out, always the same.
 
     Raises:
         DataError: if the path is missing or empty, or the pictures do not fit together.

@@ -58,9 +58,9 @@ class Row:
 def evaluate_at(
     model: Model, name: str, data: Split, steps: int, num_samples: int, seed: int = 0, resamples: int = 200
 ) -> Row:
-    """Sample `num_samples` pictures in `steps` network calls each; measure them against the held-out pictures.
+    """Sample `num_samples` pictures in `steps` network calls each; measure them against the held-out ones.
 
-    Labels are asked for in equal numbers. Features are the data's built-in classifier's (if it has one) and pixels.
+    Labels are asked for in equal numbers. Features: the data's built-in classifier's (if any) and pixels.
     """
     labels = torch.arange(num_samples) % max(model.num_classes, 1)
     cond = {"label": labels} if model.num_classes else None

@@ -1,8 +1,8 @@
 """Alternating moment matching: Algorithm 2 of the paper.
 
-Teacher θ is frozen; student η and auxiliary φ start as its copies. The student's output x̃ is a *sample*; the auxiliary
-learns its mean, E_g[x̃ | z_s]; the student descends the difference of the two conditional means until, at every noise
-level, the data that it makes denoise as the teacher says they should.
+Teacher θ is frozen; student η and auxiliary φ start as its copies. The student's output x̃ is a *sample*; the
+auxiliary learns its mean, E_g[x̃ | z_s]; the student descends the difference of the two conditional means
+until, at every noise level, the data that it makes denoise as the teacher says they should.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Alternating:
         steps: k, the number of network calls the student will sample with.
         weighting: w(s).
         density: p(s).
-        update: "alternating" is the paper: even steps train φ, odd steps η, each on a fresh batch. "joint" trains both
-            from the same draw: 7 forward-units for a pair of updates instead of 10, at the price of an auxiliary that
-            is one update older when the student uses it.
+        update: "alternating" is the paper: even steps train φ, odd steps η, each on a fresh batch. "joint"
+            trains both from the same draw: 7 forward-units for a pair of updates instead of 10, at the price
+            of an auxiliary that is one update older when the student uses it.
         teacher_term: factor of ‖g_θ − g_φ‖² in the auxiliary's loss; 1 in the paper.
     """
 

@@ -41,8 +41,8 @@ class Update:
     """What one step wants done.
 
     Attributes:
-        losses: for each role that learns in this step, the scalar to descend. Each reaches its own role's parameters
-            only.
+        losses: for each role that learns in this step, the scalar to descend. Each reaches its own role's
+            parameters only.
         metrics: computes the numbers worth logging; called at logging steps alone, since it costs time.
     """
 
@@ -59,7 +59,7 @@ class Method(Protocol):
         ...
 
     def step(self, step: int, batch: Batch) -> Update:
-        """Iteration number `step` of the algorithm. A pure function of (step, batch, weights): no hidden counter."""
+        """Iteration `step` of the algorithm: a pure function of (step, batch, weights), no hidden counter."""
         ...
 
 

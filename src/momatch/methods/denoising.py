@@ -22,8 +22,8 @@ class Denoising:
         schedule: λ(t).
         weighting: w(t); 1/σ² by default, which is the mean square in v.
         density: p(t).
-        cond_dropout: probability with which a sample is trained on the null condition, so that the network also
-            learns E[x | z] without one.
+        cond_dropout: probability with which a sample is trained on the null condition, so that the network
+            also learns E[x | z] without one.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Which noise levels to train at, p(s), and how much each counts, w(s).
 
-Weights are functions (λ_s (B,), x̃, x_teacher) → (B,); only the adaptive one looks at more than λ_s. Densities are
-functions u → s that turn U[0, 1) into the wanted law, both of shape (B,).
+Weights are functions (λ_s (B,), x̃, x_teacher) → (B,); only the adaptive one looks at more than λ_s. Densities
+are functions u → s that turn U[0, 1) into the wanted law, both of shape (B,).
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def edm_weight(sigma_data: float = 0.5) -> Weighting:
 def adaptive() -> Weighting:
     """w(s) = 1 / mean|x̃ − g_θ(z_s)| for each sample (Yin et al. 2024, eq. 8).
 
-    Distribution Matching Distillation weighs a difference of scores by (σ²/α) / mean|·|; in x-space the first factor cancels.
+    Distribution Matching Distillation weighs a difference of scores by (σ²/α) / mean|·|; in x-space the first
+    factor cancels.
     """
 
     def weight(logsnr: Tensor, x_tilde: Tensor, x_teacher: Tensor) -> Tensor:
@@ -51,13 +52,13 @@ def adaptive() -> Weighting:
 
 
 def power(exponent: float = 1.0) -> TimeDensity:
-    """p(s) of s = u^exponent: uniform for 1, more low noise above 1."""
+    """The law of s = u^exponent: uniform for 1, more low noise above 1."""
     return lambda u: u if exponent == 1 else u**exponent
 
 
 def rho_grid(
     schedule: NoiseSchedule, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> TimeDensity:
-    """p(s) uniform on EDM's sampling grid: λ_s as EDM spaces it, whatever the schedule (the paper's choice)."""
+    """The law that is uniform on EDM's test-time grid of λ_s, whatever the schedule (the paper's choice)."""
     grid = schedules.edm(sigma_min, sigma_max, rho)
     return lambda u: schedule.inverse(grid(u))

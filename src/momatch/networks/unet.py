@@ -99,7 +99,7 @@ class SelfAttention(nn.Module):
         self.project = zero_init(nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """x (B, width, H, W) → the same shape; the embedding is not used."""
+        """(x (B, width, H, W), embedding) → x's shape. The embedding is not used."""
         batch, width, height, breadth = x.shape
         qkv = self.qkv(self.norm(x)).view(batch, 3, self.num_heads, -1, height * breadth).transpose(-1, -2)
         h = F.scaled_dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])

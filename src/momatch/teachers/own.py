@@ -13,8 +13,8 @@ def load_teacher(source: str | Path) -> Model:
     """Load a teacher.
 
     Args:
-        source: "digits" for the one that ships with the package; or the folder of a model, or of a run that trained
-            one (its `teacher/`).
+        source: "digits" for the one that ships with the package; or the folder of a model, or of a run that
+            trained one (its `teacher/`).
 
     Raises:
         ModelError: if there is no usable model.

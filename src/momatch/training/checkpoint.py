@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file each, written whole or not at all.
 
-A file is written under a temporary name, forced to disk and renamed, so at every moment the newest complete checkpoint
-survives whatever happens. It holds the weights of every role and the state of every optimizer; there is no random
-state to keep, since all randomness is a function of (seed, step).
+A file is written under a temporary name, forced to disk and renamed, so at every moment the newest complete
+checkpoint survives whatever happens. It holds the weights of every role and the state of every optimizer;
+there is no random state to keep, since all randomness is a function of (seed, step).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def restore(
     """Load the newest checkpoint into `networks` and `optimizers`, in place; without any, start afresh.
 
     Raises:
-        CheckpointError: if the newest checkpoint is damaged, or is of other networks. Nothing has been loaded then.
+        CheckpointError: if the newest checkpoint is damaged or of other networks; nothing is loaded then.
     """
     existing = paths(directory)
     if not existing:

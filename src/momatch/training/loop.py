@@ -3,8 +3,8 @@
     for record in train(method, batches, config, directory):
         ...
 
-It yields after every step. Whoever consumes it adds progress bars, logs, pictures; leaving the loop early (break, or
-`close()`) saves a checkpoint, and the same call later goes on from there, bit for bit.
+It yields after every step. Whoever consumes it adds progress bars, logs, pictures; leaving the loop early
+(break, or `close()`) saves a checkpoint, and the same call later goes on from there, bit for bit.
 """
 
 from __future__ import annotations

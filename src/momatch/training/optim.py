@@ -41,8 +41,9 @@ def learning_rate_schedule(config: OptimConfig, step: int, num_steps: int) -> fl
 class Optimizer:
     """torch's Adam over one network, whose parameters it first moves into a single buffer.
 
-    The network's parameters become views of one flat tensor, their gradients views of another. Zeroing, clipping and
-    Adam are then one kernel each instead of one per parameter, which for small networks is most of their cost.
+    The network's parameters become views of one flat tensor, their gradients views of another. Zeroing,
+    clipping and Adam are then one kernel each instead of one per parameter, which for small networks is most
+    of their cost.
 
     Args:
         network: float parameters of one dtype on one device; each stays the same Parameter object, in its own
@@ -85,7 +86,7 @@ class Optimizer:
         self.adam.step()
 
     def state(self) -> dict[str, Tensor]:
-        """Adam's state: "NAME.exp_avg" and "NAME.exp_avg_sq" by parameter, one "step"; empty before step 1."""
+        """Adam's state: "NAME.exp_avg", "NAME.exp_avg_sq" and one "step"; empty before the first step."""
         state = self.adam.state.get(self.flat)
         if not state:
             return {}

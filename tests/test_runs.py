@@ -1,0 +1,132 @@
+"""A run as the library sees it: what is logged, what alarms, what a resumed run's log says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import momatch
+from momatch.config import ConfigError, DistillConfig, MonitorConfig
+from momatch.data.images import ImageSet, Split
+from momatch.evaluation.features import PixelFeatures
+from momatch.model import Model
+from momatch.monitoring import Monitor
+from momatch.runs import claim, distill, distillation
+from momatch.training.loop import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return momatch.load_teacher("digits")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return momatch.load_data("digits")
+
+
+CONFIG = DistillConfig(
+    train=TrainConfig(num_steps=8, batch_size=8, log_every=2, checkpoint_every=3),
+    monitor=MonitorConfig(every=4, num_samples=100),
+)
+
+
+def test_distill_starts_from_the_teacher_and_leaves_it_alone(teacher, data):
+    before = {k: v.clone() for k, v in teacher.denoiser.state_dict().items()}
+    student = distill(teacher, data, CONFIG)
+    assert all(torch.equal(before[k], v) for k, v in teacher.denoiser.state_dict().items())
+    moved = [not torch.equal(before[k], v) for k, v in student.denoiser.state_dict().items()]
+    assert any(moved) and student.steps == 8 and student.info["role"] == "student"
+    images = student.sample(3, seed=1)
+    assert images.shape == (3, 1, 8, 8) and bool(images.isfinite().all())
+
+
+def test_a_saved_student_samples_the_same(teacher, data, tmp_path):
+    student = distill(teacher, data, CONFIG)
+    student.save(tmp_path / "student")
+    loaded = momatch.load_student(tmp_path / "student")
+    labels = {"label": torch.tensor([1, 2, 3])}
+    assert torch.equal(student.sample(3, cond=labels, seed=5), loaded.sample(3, cond=labels, seed=5))
+    assert loaded.info == student.info
+
+
+def test_the_log_of_a_resumed_run_has_every_step_once(teacher, data, tmp_path):
+    run = distillation(teacher, data, CONFIG, tmp_path)
+    events = run.events()
+    for event in events:
+        if event.record.step == 5:
+            break
+    events.close()
+    for checkpoint in (tmp_path / "checkpoints").glob("step-00000005*"):
+        checkpoint.unlink()  # as if killed: the log is ahead of the newest checkpoint
+    for _ in distillation(teacher, data, CONFIG, tmp_path):
+        pass
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "gap" in line] == [2, 4, 6, 8]
+    assert [line["step"] for line in lines if line.get("event") == "look"] == [4, 8]
+    assert [line["step"] for line in lines if line.get("event") == "start"] == [1, 4]
+
+
+def test_a_folder_of_another_config_is_refused(tmp_path):
+    claim(tmp_path, CONFIG)
+    claim(tmp_path, CONFIG)
+    with pytest.raises(ConfigError, match="steps: 8 there, 4 here"):
+        claim(tmp_path, dataclasses.replace(CONFIG, steps=4))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="damaged"):
+        claim(tmp_path, CONFIG)
+
+
+def test_an_unconditional_teacher_on_pictures_without_classes(data):
+    from momatch.config import TeacherConfig
+    from momatch.networks.configs import UNetConfig
+    from momatch.runs import teacher_training
+
+    plain = ImageSet(data.train.images, torch.zeros(len(data.train), dtype=torch.long), 1, "plain")
+    split = Split(plain, plain)
+    config = TeacherConfig(network=UNetConfig(channels=(8,)), train=CONFIG.train, monitor=MonitorConfig(every=0))
+    run = teacher_training(split, config)
+    for _ in run:
+        pass
+    model = run.finish()
+    assert model.num_classes == 0
+    student = distill(model, split, dataclasses.replace(CONFIG, steps=2))
+    assert student.sample(2).shape == (2, 1, 8, 8)
+    with pytest.raises(ValueError, match="unconditional"):
+        student.sample(2, cond={"label": torch.tensor([0, 1])})
+
+
+def monitor(model: Model, data: Split) -> Monitor:
+    return Monitor(model, data.train, PixelFeatures(), 100, None)
+
+
+def test_sane_outputs_raise_no_alarm_and_mad_ones_do(teacher, data):
+    watch = monitor(teacher, data)
+    sane = {"student_mean": watch.data_mean, "student_std": watch.data_std, "student_saturation": 0.01}
+    assert watch.check(sane) == [] and watch.check({}) == []
+    for name, value, says in (
+        ("student_std", 0.3 * watch.data_std, "standard deviation"),
+        ("student_mean", watch.data_mean + watch.data_std, "mean"),
+        ("student_saturation", 0.4, "outside"),
+        ("student_std", float("nan"), "standard deviation"),
+    ):
+        (alarm,) = watch.check({**sane, name: value})
+        assert says in alarm
+
+
+def test_a_collapsing_model_raises_the_alarm(data):
+    model = momatch.load_teacher("digits")
+    watch = monitor(model, data)
+    look, alarms = watch.look(1)
+    assert look.frechet > 0 and alarms == []
+    with torch.no_grad():
+        for parameter in model.denoiser.parameters():
+            parameter.mul_(0.0)
+    assert "rose" in watch.look(2)[1][0]
+    with torch.no_grad():
+        for parameter in model.denoiser.parameters():
+            parameter.fill_(float("nan"))
+    assert "not finite" in watch.look(3)[1][0]
