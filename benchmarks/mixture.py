@@ -84,7 +84,7 @@ class Settings:
     steps: int = 8
     width: int = 128
     depth: int = 3
-    pretrain_steps: int = 2000
+    pretrain_steps: int = 4000
     pretrain_rate: float = 1e-3
     num_steps: int = 4000
     batch_size: int = 512

@@ -75,6 +75,11 @@ def test_a_folder_of_another_config_is_refused(tmp_path):
     claim(tmp_path, CONFIG)
     with pytest.raises(ConfigError, match="steps: 8 there, 4 here"):
         claim(tmp_path, dataclasses.replace(CONFIG, steps=4))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000001.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match="checkpoints but no config.json"):
+        claim(tmp_path, CONFIG)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
         claim(tmp_path, CONFIG)
@@ -87,7 +92,9 @@ def test_an_unconditional_teacher_on_pictures_without_classes(data):
 
     plain = ImageSet(data.train.images, torch.zeros(len(data.train), dtype=torch.long), 1, "plain")
     split = Split(plain, plain)
-    config = TeacherConfig(network=UNetConfig(channels=(8,)), train=CONFIG.train, monitor=MonitorConfig(every=0))
+    config = TeacherConfig(
+        network=UNetConfig(channels=(8,)), train=CONFIG.train, monitor=MonitorConfig(every=0)
+    )
     run = teacher_training(split, config)
     for _ in run:
         pass

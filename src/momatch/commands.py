@@ -217,7 +217,7 @@ class EvaluateArguments:
     Attributes:
         run: folder of a run or of a model, or "digits" for the built-in teacher.
         steps: network calls to try, such as 1,2,4,8; what the model was made for, if left out.
-        teacher_steps: the same for a student's teacher; "" leaves the teacher out.
+        teacher_steps: the same for a student's teacher; left out, the teacher is not measured.
         num: samples for each line.
         seed: of samples and resampling.
         data: data to compare with; what the model was trained on, if left out.
@@ -225,7 +225,7 @@ class EvaluateArguments:
 
     run: Positional[str]
     steps: str | None = None
-    teacher_steps: str = ""
+    teacher_steps: str | None = None
     num: int = 20_000
     seed: int = 0
     data: str | None = None
@@ -396,7 +396,7 @@ def integers(text: str, option: str) -> tuple[int, ...]:
 
 
 def grid_columns(num: int) -> int:
-    """Columns of a grid of `num` pictures: about square, ten at most for few."""
+    """Columns that make a grid of `num` pictures about square."""
     return max(1, round(num**0.5))
 
 

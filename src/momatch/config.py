@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -29,7 +30,7 @@ class ScheduleConfig:
 
     Attributes:
         name: which; see momatch.schedules. "teacher" takes the teacher's, whatever it is (students only).
-        shift: logSNR shift (cosine), the one at the clean end (interpolated), or time shift (rectified_flow).
+        shift: logSNR shift; of the clean end alone if interpolated; edm has none. Negative means more noise.
         shift_high: logSNR shift at the noisy end (interpolated only).
     """
 
@@ -48,7 +49,7 @@ class ScheduleConfig:
         if self.name == "interpolated":
             return schedules.interpolated(self.shift, self.shift_high)
         if self.name == "rectified_flow":
-            return schedules.rectified_flow(self.shift or 1.0)
+            return schedules.rectified_flow(math.exp(-self.shift / 2))
         return schedules.edm() if self.name == "edm" else schedules.cosine(self.shift)
 
 
@@ -72,8 +73,13 @@ class WeightingConfig:
         """w(s)."""
         if self.name == "snr_clipped":
             return weighting.snr_clipped(self.maximum)
-        makers = {"flat": weighting.flat, "edm": weighting.edm_weight, "v": weighting.v_weight}
-        return makers.get(self.name, weighting.adaptive)()
+        makers = {
+            "flat": weighting.flat,
+            "edm": weighting.edm_weight,
+            "v": weighting.v_weight,
+            "adaptive": weighting.adaptive,
+        }
+        return makers[self.name]()
 
     def build_density(self, schedule: NoiseSchedule) -> TimeDensity:
         """p(s), on the given schedule."""

@@ -119,7 +119,9 @@ class Run:
         return self.model
 
 
-def distillation(teacher: Model, data: Split, config: DistillConfig, directory: Path | None = None) -> Run:
+def distillation(
+    teacher: Model, data: Split, config: DistillConfig, directory: str | Path | None = None
+) -> Run:
     """A run that distils `teacher` into a student of `config.steps` steps.
 
     Raises:
@@ -149,12 +151,11 @@ def distillation(teacher: Model, data: Split, config: DistillConfig, directory: 
     model = Student(
         student, teacher.network, schedule, teacher.sample_shape, config.steps, teacher.num_classes, info
     )
-    return Run(
-        config, method, _batches(data.train, teacher.num_classes, config), model, data.train, directory
-    )
+    batches = _batches(data.train, teacher.num_classes, config)
+    return Run(config, method, batches, model, data.train, _path(directory))
 
 
-def teacher_training(data: Split, config: TeacherConfig, directory: Path | None = None) -> Run:
+def teacher_training(data: Split, config: TeacherConfig, directory: str | Path | None = None) -> Run:
     """A run that trains a teacher on `data` by denoising.
 
     Raises:
@@ -184,11 +185,11 @@ def teacher_training(data: Split, config: TeacherConfig, directory: Path | None 
     )
     info = {"role": "teacher", "data": config.data, "config": configs.to_json(config)}
     model = Model(denoiser, network_config, schedule, shape, config.sampling_steps, num_classes, info)
-    return Run(config, method, _batches(images, num_classes, config), model, images, directory)
+    return Run(config, method, _batches(images, num_classes, config), model, images, _path(directory))
 
 
 def distill(
-    teacher: Model, data: Split, config: DistillConfig | None = None, directory: Path | None = None
+    teacher: Model, data: Split, config: DistillConfig | None = None, directory: str | Path | None = None
 ) -> Student:
     """Distil `teacher` on `data`, start to end: the whole of momatch in one call.
 
@@ -287,6 +288,10 @@ def claim(directory: Path, config: RunConfig) -> None:
                 "choose another --out, or delete that folder"
             )
         return
+    if checkpoint.paths(directory / "checkpoints"):
+        raise ConfigError(
+            f"{directory} holds checkpoints but no config.json; choose another --out, or delete that folder"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         checkpoint.write_atomically(
@@ -296,6 +301,10 @@ def claim(directory: Path, config: RunConfig) -> None:
         raise ConfigError(
             f"cannot write into {directory}: {error.strerror or error}; choose another --out"
         ) from None
+
+
+def _path(directory: str | Path | None) -> Path | None:
+    return None if directory is None else Path(directory)
 
 
 def _step_of(line: str) -> float:
