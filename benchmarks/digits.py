@@ -3,10 +3,13 @@
     python benchmarks/digits.py teacher --steps 8 64 256 --seeds 0 1 2
     python benchmarks/digits.py student --recipe digits-8 --seeds 0 1 2 [--label joint --set update=joint]
     python benchmarks/digits.py summarise
+    python benchmarks/digits.py figure
 
 Every line of the study is 20,000 generated pictures, labels in equal numbers, against the same 599 held-out
 pictures. Samples are kept under runs/numbers/ so that lines can be compared in pairs; `summarise` writes a
-dated JSON into benchmarks/results/ and prints the table. Interrupted work goes on where it stopped.
+dated JSON into benchmarks/results/ and prints the table. Interrupted work goes on where it stopped. Slow lines are
+drawn in parts with seeds of their own, which processes started alike share out among themselves (delete the .taken
+file that a killed one left behind).
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ FOLDER = Path("runs/numbers")
 RESULTS = Path(__file__).parent / "results"
 NUM_SAMPLES = 20_000
 CLASSES = 10
+FIGURE_COLUMNS = 20
+SLOW_ABOVE, SLOW_PARTS = 500, 8
 
 
 def teacher(arguments: argparse.Namespace) -> None:
@@ -91,13 +96,28 @@ def sample(model: Model, name: str, steps: int, seed: int, sample_seed: int) -> 
     path = FOLDER / f"{name}-seed{seed}.safetensors"
     if path.exists():
         return
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    labels = torch.arange(NUM_SAMPLES) % CLASSES
+    (FOLDER / "parts").mkdir(parents=True, exist_ok=True)
+    parts = SLOW_PARTS if steps > SLOW_ABOVE else 1
+    for part in range(parts):
+        part_path = FOLDER / "parts" / f"{path.stem}-{part}of{parts}.safetensors"
+        if not part_path.exists() and not part_path.with_suffix(".taken").exists():
+            part_path.with_suffix(".taken").touch()
+            seed_of_part = sample_seed + SAMPLE_SEED_OFFSET + 1000 * part
+            draw(part_path, model, NUM_SAMPLES // parts, steps, seed_of_part)
+    found = sorted((FOLDER / "parts").glob(f"{path.stem}-*of{parts}.safetensors"))
+    if len(found) == parts:
+        tensors = [load_file(part) for part in found]
+        save_tensors(path, {key: torch.cat([t[key] for t in tensors]) for key in tensors[0]})
+
+
+def draw(path: Path, model: Model, num_samples: int, steps: int, seed: int) -> None:
+    """Draw pictures with labels 0 to 9 in turn, and keep them with the CPU time they took."""
+    labels = torch.arange(num_samples) % CLASSES
     start = time.process_time()
-    images = model.sample(NUM_SAMPLES, steps, {"label": labels}, sample_seed + SAMPLE_SEED_OFFSET)
+    images = model.sample(num_samples, steps, {"label": labels}, seed)
     seconds = time.process_time() - start
-    save_tensors(path, {"images": images, "cpu_seconds": torch.tensor(seconds)})
-    print(f"{path}: {NUM_SAMPLES / seconds:.0f} images/s of one core", flush=True)
+    save_tensors(path, {"images": images, "cpu_seconds": torch.tensor([seconds])})
+    print(f"{path}: {num_samples / seconds:.0f} images/s of one core", flush=True)
 
 
 def summarise(arguments: argparse.Namespace) -> None:
@@ -137,6 +157,33 @@ def summarise(arguments: argparse.Namespace) -> None:
     for line in differences:
         print(line)
     print(f"\nwritten to {out}")
+
+
+def figure(arguments: argparse.Namespace) -> None:
+    """docs/images/digits.png: held-out digits, teacher, students; the same noise down each column."""
+    from matplotlib.figure import Figure
+
+    from momatch.reports.plots import image_grid
+
+    heldout = load_digits().heldout
+    real = torch.stack(
+        [heldout.images[heldout.labels == i % CLASSES][i // CLASSES] for i in range(FIGURE_COLUMNS)]
+    )
+    rows = {"real, held out": real}
+    for name in ("teacher-256", "teacher-8", "student-8", "student-4", "student-2", "student-1"):
+        kind, steps = name.split("-")
+        label = f"{kind}, {steps} step{'s' if steps != '1' else ''}"
+        rows[label] = load_file(FOLDER / f"{name}-seed0.safetensors")["images"][:FIGURE_COLUMNS]
+    canvas = Figure(figsize=(10, 3.4), layout="constrained")
+    for axes, (label, images) in zip(canvas.subplots(len(rows), 1), rows.items(), strict=True):
+        axes.imshow(image_grid(images, FIGURE_COLUMNS), cmap="gray", interpolation="nearest")
+        axes.set_yticks([])
+        axes.set_xticks([])
+        axes.set_ylabel(label, rotation=0, ha="right", va="center")
+    path = Path(__file__).parent.parent / "docs" / "images" / "digits.png"
+    path.parent.mkdir(exist_ok=True)
+    canvas.savefig(path, dpi=110)
+    print(path)
 
 
 def numbers(result: Any) -> dict[str, float]:
@@ -203,7 +250,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for name, function in (("teacher", teacher), ("student", student), ("summarise", summarise)):
+    for name, function in (
+        ("teacher", teacher),
+        ("student", student),
+        ("summarise", summarise),
+        ("figure", figure),
+    ):
         command = commands.add_parser(name)
         command.set_defaults(function=function)
         command.add_argument("--label", help="name of the line instead of teacher or student")

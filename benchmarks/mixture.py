@@ -1,11 +1,10 @@
 """Distil a mixture of eight Gaussians, where every number has an exact reference.
 
-The teacher is the exact denoiser. Student and auxiliary start as one MLP trained by plain denoising, are
-matched for `steps` network calls, and are judged beside two rows that no sampler can beat or should be worse
-than: real samples against real samples (the sampling floor), and the exact teacher at the student's own
-number of steps and at 256.
+The teacher is the exact denoiser. Student and auxiliary start as one MLP trained by plain denoising and are
+matched for `steps` network calls. Beside the student stand real samples against real samples (the sampling
+floor) and the exact teacher at the student's number of steps and at 256.
 
-    python benchmarks/mixture.py                     # the setting of docs/decisions.md, three seeds
+    python benchmarks/mixture.py                     # three seeds
     python benchmarks/mixture.py --seeds 0 --pairs 5 # one seed
 
 Every sliced W2 is the mean over `pairs` pairs of fresh samples of `num_samples` each, so all rows share one
@@ -72,6 +71,7 @@ class Settings:
         logsnr_max: λ(0).
         shift: of the schedule.
         density: exponent a of s = u^a.
+        delta: exponent b of δ = u^b / k.
         weight: w(s).
         weight_maximum: bound of w where it has one.
         update: order of updates.
@@ -96,6 +96,7 @@ class Settings:
     logsnr_max: float = 15.0
     shift: float = 0.0
     density: float = 1.0
+    delta: float = 1.0
     weight: Literal["flat", "snr", "adaptive"] = "snr"
     weight_maximum: float = 1000.0
     update: Literal["alternating", "joint"] = "alternating"
@@ -157,6 +158,7 @@ def distil(
         settings.steps,
         weights[settings.weight],
         weighting.power(settings.density),
+        weighting.power(settings.delta),
         settings.update,
         settings.teacher_term,
     )

@@ -62,12 +62,14 @@ class WeightingConfig:
         maximum: cap of snr_clipped.
         density: p(s): "power" is s = u^exponent, "rho_grid" is EDM's test-time grid.
         exponent: of the power density; 1 is uniform, above 1 trains more at low noise.
+        delta_exponent: t − s = u^delta_exponent / k in distillation; 1 is the paper, below 1 favours long steps.
     """
 
     name: Literal["flat", "edm", "v", "snr_clipped", "adaptive"] = "flat"
     maximum: float = 100.0
     density: Literal["power", "rho_grid"] = "power"
     exponent: float = 1.0
+    delta_exponent: float = 1.0
 
     def build_weighting(self) -> Weighting:
         """w(s)."""
@@ -177,6 +179,7 @@ def check(config: RunConfig) -> None:
         "optim.learning_rate": config.optim.learning_rate,
         "optim.clip_norm": config.optim.clip_norm,
         "weighting.exponent": config.weighting.exponent,
+        "weighting.delta_exponent": config.weighting.delta_exponent,
         "weighting.maximum": config.weighting.maximum,
     }
     for key, value in positive.items():

@@ -23,6 +23,7 @@ from momatch.config import ConfigError, DistillConfig, RunConfig, TeacherConfig
 from momatch.data.images import ImageSet, Split
 from momatch.denoiser import Denoiser
 from momatch.evaluation.builtin import feature_extractor
+from momatch.methods import weighting
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Method
 from momatch.methods.denoising import Denoising
@@ -139,6 +140,7 @@ def distillation(
         config.steps,
         config.weighting.build_weighting(),
         config.weighting.build_density(schedule),
+        weighting.power(config.weighting.delta_exponent),
         config.update,
         config.teacher_term,
     )

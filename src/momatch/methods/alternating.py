@@ -31,6 +31,7 @@ class Alternating:
         steps: k, the number of network calls the student will sample with.
         weighting: w(s).
         density: p(s).
+        delta_density: law of k·δ on [0, 1]; uniform in the paper. Small δ pull the student towards the mean.
         update: "alternating" is the paper: even steps train φ, odd steps η, each on a fresh batch. "joint"
             trains both from the same draw: 7 forward-units for a pair of updates instead of 10, at the price
             of an auxiliary that is one update older when the student uses it.
@@ -46,6 +47,7 @@ class Alternating:
         steps: int,
         weighting: Weighting | None = None,
         density: TimeDensity | None = None,
+        delta_density: TimeDensity | None = None,
         update: Literal["alternating", "joint"] = "alternating",
         teacher_term: float = 1.0,
     ):
@@ -56,6 +58,7 @@ class Alternating:
         self.steps = steps
         self.weighting = weighting or flat()
         self.density = density or power(1.0)
+        self.delta_density = delta_density or power(1.0)
         self.update = update
         self.teacher_term = teacher_term
 
@@ -65,9 +68,9 @@ class Alternating:
         train_student = self.update == "joint" or step % 2 == 1
 
         # s ~ p(s),  δ ~ U[0, 1/k],  t = min(s + δ, 1)
-        u, delta = batch.uniform(rows=2).unbind()
+        u, v = batch.uniform(rows=2).unbind()
         s = self.density(u)
-        t = (s + delta / self.steps).clamp(max=1)
+        t = (s + self.delta_density(v) / self.steps).clamp(max=1)
         logsnr_s, logsnr_t = self.schedule(torch.stack([s, t])).unbind()
 
         # z_t = α_t x + σ_t ε,  x̃ = g_η(z_t),  z_s ~ q(z_s | z_t, stop_grad(x̃))
