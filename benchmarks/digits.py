@@ -7,9 +7,9 @@
 
 Every line of the study is 20,000 generated pictures, labels in equal numbers, against the same 599 held-out
 pictures. Samples are kept under runs/numbers/ so that lines can be compared in pairs; `summarise` writes a
-dated JSON into benchmarks/results/ and prints the table. Interrupted work goes on where it stopped. Slow lines
-are drawn in parts with seeds of their own, which processes started alike share out among themselves (delete the
-.taken file that a killed one left behind).
+dated JSON into benchmarks/results/ and prints the table. Interrupted work goes on where it stopped. Slow
+lines are drawn in parts with seeds of their own, which processes started alike share out among themselves
+(delete the .taken file that a killed one left behind).
 """
 
 from __future__ import annotations
