@@ -82,7 +82,7 @@ def bare(config: UNetConfig, batch_size: int) -> Callable[[], None]:
 def main() -> None:
     torch.set_num_threads(1)
     digits = UNetConfig(channels=(16, 32, 64), attention_levels=(2,), num_classes=CLASSES)
-    tiny = UNetConfig(channels=(8, 8), num_classes=CLASSES, embedding_dim=24)
+    tiny = UNetConfig(channels=(8, 16), num_classes=CLASSES, embedding_dim=16)
     size = sum(p.numel() for p in UNet(tiny).parameters())
     results: list[Ratio] = [
         compare(
