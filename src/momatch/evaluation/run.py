@@ -259,7 +259,9 @@ def _frechet(
     one = bootstrap.interval(0)
     error = one.standard_error
     rows = [
-        Measurement("frechet", one.value, error, one.low, one.high, name, **counts, note=_AT_THESE_N),
+        Measurement(
+            "frechet", one.value, error, max(one.low, 0.0), one.high, name, **counts, note=_AT_THESE_N
+        ),
         _with_error(
             "frechet_corrected", one.corrected, error, name, counts, "for n → ∞; first-order bias off"
         ),

@@ -25,6 +25,8 @@ COLUMNS = (
     "neighbour ratio",
     "samples / s",
 )
+SHORT_COLUMNS = ("model", "steps", "FD [95 %]", "floor", "KID", "prec.", "recall", "acc.", "near", "1/s")
+LEGEND = "Floor: real training pictures. Near: distance to the nearest training picture, over that of held-out ones."
 MISSING = "–"
 
 
@@ -80,18 +82,20 @@ def verdict(rows: Sequence[Row], steps: int | None = None) -> Verdict:
 
 
 def evaluation_table(rows: Sequence[Row | Mapping[str, Any]]) -> Table:
-    """The evaluation for the terminal, by rich; rows as such or as evaluation.json has them."""
+    """The evaluation for a terminal of 80 columns, by rich; rows as such or as evaluation.json has them."""
     from rich import box
     from rich.table import Table
 
     rows = _as_rows(rows)
     table = Table(
-        caption=caption(rows), caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0
+        caption=f"{caption(rows)} {LEGEND}",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=0,
     )
-    for i, column in enumerate(COLUMNS):
-        table.add_column(
-            column, justify="left" if i == 0 else "right", no_wrap=i in (0, 2, 4), overflow="fold"
-        )
+    for i, column in enumerate(SHORT_COLUMNS):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows:
         table.add_row(*cells(row))
     return table
