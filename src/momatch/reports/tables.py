@@ -26,7 +26,9 @@ COLUMNS = (
     "samples / s",
 )
 SHORT_COLUMNS = ("model", "steps", "FD [95 %]", "floor", "KID", "prec.", "recall", "acc.", "near", "1/s")
-LEGEND = "Floor: real training pictures. Near: distance to the nearest training picture, over that of held-out ones."
+LEGEND = (
+    "Floor: real training pictures. Near: distance to the nearest of these, over that of held-out pictures."
+)
 MISSING = "–"
 
 
