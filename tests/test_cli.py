@@ -142,6 +142,24 @@ MISTAKES = [
     (["distill", "digits-8", "--out", "{tmp}/a", "--steps", "0"], "steps is 0; use 1 to 16"),
     (["distill", "digits-8", "--out", "{tmp}/a", "--steps", "17"], "steps is 17; use 1 to 16"),
     (["distill", "digits-8", "--out", "{tmp}/a", "--train.batch-size", "0"], "train.batch_size is 0"),
+    (
+        ["distill", "digits-8", "--out", "{tmp}/a", "--optim.learning-rate", "inf"],
+        "optim.learning_rate is inf",
+    ),
+    (["distill", "digits-8", "--out", "{tmp}/a", "--optim.eps", "-1"], "optim.eps is -1"),
+    (
+        [
+            "distill",
+            "digits-8",
+            "--out",
+            "{tmp}/a",
+            "--schedule.name",
+            "interpolated",
+            "--schedule.shift-high",
+            "30",
+        ],
+        "not decreasing",
+    ),
     (["distill", "digits-8", "--out", "{tmp}/a", "--data", "{tmp}/none"], "no data at"),
     (["distill", "digits-8", "--out", "{tmp}/a", "--data", "{tmp}/empty"], "no pictures in"),
     (["distill", "digits-8", "--out", "{tmp}/a", "--teacher", "{tmp}/none"], "holds no model"),
@@ -228,6 +246,12 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(teacher, data, tmp_path,
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert str(newest) in said and "delete it" in said and newest.stat().st_size == 1000
+
+
+def test_running_out_of_memory_is_said_in_a_sentence(run, tmp_path, capsys):
+    arguments = ["sample", run, "--num", "999999999999", "--labels", "1", "--out", str(tmp_path / "x.png")]
+    assert main(arguments) == 1
+    assert "out of memory" in capsys.readouterr().err and not (tmp_path / "x.png").exists()
 
 
 def test_help_and_version(capsys):

@@ -48,6 +48,10 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         return _fail(str(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if debug or not ("memory" in str(error) or isinstance(error, MemoryError)):
+            raise
+        return _fail("out of memory; ask for fewer samples, or a smaller batch or network", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 

@@ -47,7 +47,10 @@ class ScheduleConfig:
                 )
             return teacher
         if self.name == "interpolated":
-            return schedules.interpolated(self.shift, self.shift_high)
+            try:
+                return schedules.interpolated(self.shift, self.shift_high)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
         if self.name == "rectified_flow":
             return schedules.rectified_flow(math.exp(-self.shift / 2))
         return schedules.edm() if self.name == "edm" else schedules.cosine(self.shift)
@@ -183,7 +186,10 @@ def check(config: RunConfig) -> None:
         "weighting.maximum": config.weighting.maximum,
     }
     for key, value in positive.items():
-        _require(value > 0, key, value, "it must be above 0")
+        _require(0 < value < math.inf, key, value, "it must be above 0 and finite")
+    for key in ("eps", "warmup_steps"):
+        value = getattr(config.optim, key)
+        _require(0 <= value < math.inf, f"optim.{key}", value, "it must not be negative")
     _require(config.train.seed >= 0, "train.seed", config.train.seed, "it must not be negative")
     _require(config.monitor.every >= 0, "monitor.every", config.monitor.every, "it must be 0 (never) or more")
     _require(
