@@ -33,8 +33,9 @@ from momatch.config import DistillConfig
 from momatch.data.digits import load_digits
 from momatch.evaluation import builtin
 from momatch.evaluation.features import PixelFeatures, extract
-from momatch.evaluation.frechet import frechet_bootstrap
+from momatch.evaluation.frechet import frechet_bootstrap, frechet_distance
 from momatch.evaluation.run import evaluate
+from momatch.evaluation.statistics import FeatureStatistics
 from momatch.evaluation.sweep import SAMPLE_SEED_OFFSET
 from momatch.model import Model
 from momatch.training.checkpoint import save_tensors
@@ -136,6 +137,7 @@ def summarise(arguments: argparse.Namespace) -> None:
             (images, labels), reference, [judge, PixelFeatures()], judge, data.train.images, seed=int(seed)
         )
         rows.append({"name": name, "seed": int(seed), **numbers(result)})
+        rows[-1]["fd_train"] = distance(features[name, int(seed)], extract(judge, data.train.images))
         note = FOLDER / f"run-{path.stem}" / "cpu_seconds.txt"
         if note.exists():
             rows[-1]["train_cpu_seconds"] = float(note.read_text())
@@ -206,6 +208,13 @@ def numbers(result: Any) -> dict[str, float]:
     return found | {"kid_error": result.get("kid", "digits-classifier").standard_error}
 
 
+def distance(generated: Tensor, reference: Tensor) -> float:
+    """Plain FD of two sets of features."""
+    return frechet_distance(
+        FeatureStatistics.from_features(generated), FeatureStatistics.from_features(reference)
+    )
+
+
 def compare(features: dict[tuple[str, int], Tensor], reference: Tensor, against: str) -> list[dict[str, Any]]:
     """FD of every line less that of `against` (same seed if any): bias-corrected, paired 95 % interval."""
     baselines = {seed: f for (name, seed), f in features.items() if name == against}
@@ -232,7 +241,17 @@ def compare(features: dict[tuple[str, int], Tensor], reference: Tensor, against:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """One line per name: mean over seeds, ± half the range."""
     names = list(dict.fromkeys(row["name"] for row in rows))
-    columns = ["fd", "floor", "fd_pixels", "kid", "precision", "recall", "accuracy", "neighbour_ratio"]
+    columns = [
+        "fd_train",
+        "fd",
+        "floor",
+        "fd_pixels",
+        "kid",
+        "precision",
+        "recall",
+        "accuracy",
+        "neighbour_ratio",
+    ]
     lines = ["| model | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for name in names:
         chosen = [row for row in rows if row["name"] == name]
