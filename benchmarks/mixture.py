@@ -38,6 +38,7 @@ from momatch.methods import weighting
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Batch
 from momatch.methods.denoising import Denoising
+from momatch.methods.transition import Transition
 from momatch.networks.configs import MLPConfig
 from momatch.networks.mlp import MLP
 from momatch.sampling import ancestral
@@ -157,11 +158,10 @@ def distil(
         cast(Denoiser, mixture.denoiser()),
         student,
         copy.deepcopy(start),
-        schedule,
-        settings.steps,
+        Transition(
+            schedule, settings.steps, weighting.power(settings.density), weighting.power(settings.delta)
+        ),
         weights[settings.weight],
-        weighting.power(settings.density),
-        weighting.power(settings.delta),
         settings.update,
         settings.teacher_term,
     )

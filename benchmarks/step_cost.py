@@ -19,6 +19,7 @@ from torch import Tensor
 from momatch import schedules
 from momatch.denoiser import Denoiser
 from momatch.methods.alternating import Alternating
+from momatch.methods.transition import Transition
 from momatch.networks.configs import UNetConfig
 from momatch.networks.unet import UNet
 from momatch.training.batches import image_batches
@@ -40,7 +41,7 @@ def networks(config: UNetConfig) -> tuple[UNet, UNet, UNet]:
 def ours(config: UNetConfig, batch_size: int, update: Literal["alternating", "joint"]) -> Callable[[], None]:
     """A pair of updates of the training loop."""
     teacher, student, auxiliary = (Denoiser(net, "v", {"label": CLASSES}) for net in networks(config))
-    method = Alternating(teacher, student, auxiliary, schedules.cosine(), 8, update=update)
+    method = Alternating(teacher, student, auxiliary, Transition(schedules.cosine(), 8), update=update)
     images, labels = torch.randn(1000, 1, 8, 8), torch.randint(CLASSES, (1000,))
     endless = TrainConfig(num_steps=10**9, batch_size=batch_size, log_every=50)
     records: Iterator = train(method, image_batches(images, labels, batch_size, 0), endless, OptimConfig())
@@ -82,7 +83,7 @@ def bare(config: UNetConfig, batch_size: int) -> Callable[[], None]:
 def main() -> None:
     torch.set_num_threads(1)
     digits = UNetConfig(channels=(16, 32, 64), attention_levels=(2,), num_classes=CLASSES)
-    tiny = UNetConfig(channels=(8, 16), num_classes=CLASSES, embedding_dim=16)
+    tiny = UNetConfig(channels=(8, 16), num_classes=CLASSES, embedding_dim=24)
     size = sum(p.numel() for p in UNet(tiny).parameters())
     results: list[Ratio] = [
         compare(

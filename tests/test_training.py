@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from momatch.denoiser import Denoiser
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Batch, Update
+from momatch.methods.transition import Transition
 from momatch.networks.configs import MLPConfig
 from momatch.networks.registry import build
 from momatch.schedules import cosine
@@ -41,7 +42,7 @@ def denoiser(seed: int) -> Denoiser:
 
 
 def matching() -> Alternating:
-    return Alternating(denoiser(0), denoiser(1), denoiser(2), cosine(), steps=4)
+    return Alternating(denoiser(0), denoiser(1), denoiser(2), Transition(cosine(), steps=4))
 
 
 def run(
@@ -111,7 +112,7 @@ def test_a_checkpoint_that_cannot_be_used_is_named_and_nothing_is_changed(tmp_pa
     method = matching()
     if damage == "other networks":
         other = Denoiser(build(MLPConfig(dim=2, width=24, depth=1, embedding_dim=8)))
-        method = Alternating(denoiser(0), other, denoiser(2), cosine(), steps=4)
+        method = Alternating(denoiser(0), other, denoiser(2), Transition(cosine(), steps=4))
     before = {k: v.clone() for k, v in method.student.state_dict().items()}
     with pytest.raises(CheckpointError) as error:
         run(method, 12, tmp_path)

@@ -27,6 +27,7 @@ from momatch.methods import weighting
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Method
 from momatch.methods.denoising import Denoising
+from momatch.methods.transition import Transition
 from momatch.model import Model, Student
 from momatch.monitoring import Look, Monitor
 from momatch.networks import registry
@@ -136,11 +137,13 @@ def distillation(
         teacher.denoiser,
         student,
         auxiliary,
-        schedule,
-        config.steps,
+        Transition(
+            schedule,
+            config.steps,
+            config.weighting.build_density(schedule),
+            weighting.power(config.weighting.delta_exponent),
+        ),
         config.weighting.build_weighting(),
-        config.weighting.build_density(schedule),
-        weighting.power(config.weighting.delta_exponent),
         config.update,
         config.teacher_term,
     )

@@ -13,6 +13,7 @@ from momatch.analytic.mixture import GaussianMixture
 from momatch.methods import weighting
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Batch
+from momatch.methods.transition import Transition
 from momatch.training.batches import image_batches
 
 SCHEDULE = schedules.cosine()
@@ -33,9 +34,7 @@ class Linear(nn.Module):
 
 def make(update="alternating", steps=4, weight=None, teacher_term=1.0) -> Alternating:
     teacher, student, auxiliary = Linear(0.3, 0.1), Linear(0.5, -0.2), Linear(0.4, 0.3)
-    return Alternating(
-        teacher, student, auxiliary, SCHEDULE, steps, weight, update=update, teacher_term=teacher_term
-    )
+    return Alternating(teacher, student, auxiliary, Transition(SCHEDULE, steps), weight, update, teacher_term)
 
 
 def make_batch(n=20_000, seed=0) -> Batch:
@@ -204,7 +203,7 @@ def test_a_student_that_samples_the_exact_posterior_has_the_teacher_s_conditiona
             seen["x_tilde"] = x_tilde
             return torch.ones_like(logsnr)
 
-    method = Alternating(Spy(), Student(), Spy(), SCHEDULE, 4, Weight())
+    method = Alternating(Spy(), Student(), Spy(), Transition(SCHEDULE, 4), Weight())
     method.step(0, Batch(x, None, generator))
     error = seen["x_tilde"] - seen["x_teacher"]
     scores = []

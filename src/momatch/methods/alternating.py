@@ -13,11 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from momatch import process
 from momatch.denoiser import Denoiser
-from momatch.methods.base import Batch, Update, per_sample
-from momatch.methods.weighting import TimeDensity, Weighting, flat, power
-from momatch.schedules import NoiseSchedule
+from momatch.methods.base import Batch, Update, per_sample, sample_statistics
+from momatch.methods.transition import Transition
+from momatch.methods.weighting import Weighting, flat
 
 
 class Alternating:
@@ -27,11 +26,8 @@ class Alternating:
         teacher: θ, may be guided; never trained.
         student: η.
         auxiliary: φ, of the teacher's architecture.
-        schedule: λ(t) of the student's sampler.
-        steps: k, the number of network calls the student will sample with.
+        transition: how t, z_t, x̃, s and z_s are drawn.
         weighting: w(s).
-        density: p(s).
-        delta_density: law of k·δ on [0, 1]; uniform in the paper. Small δ pull the student towards the mean.
         update: "alternating" is the paper: even steps train φ, odd steps η, each on a fresh batch. "joint"
             trains both from the same draw: 7 forward-units for a pair of updates instead of 10, at the price
             of an auxiliary that is one update older when the student uses it.
@@ -43,22 +39,16 @@ class Alternating:
         teacher: Denoiser,
         student: Denoiser,
         auxiliary: Denoiser,
-        schedule: NoiseSchedule,
-        steps: int,
+        transition: Transition,
         weighting: Weighting | None = None,
-        density: TimeDensity | None = None,
-        delta_density: TimeDensity | None = None,
         update: Literal["alternating", "joint"] = "alternating",
         teacher_term: float = 1.0,
     ):
         self.teacher = teacher.eval().requires_grad_(False)
         self.student = student
         self.auxiliary = auxiliary
-        self.schedule = schedule
-        self.steps = steps
+        self.transition = transition
         self.weighting = weighting or flat()
-        self.density = density or power(1.0)
-        self.delta_density = delta_density or power(1.0)
         self.update = update
         self.teacher_term = teacher_term
 
@@ -67,18 +57,11 @@ class Alternating:
         train_auxiliary = self.update == "joint" or step % 2 == 0
         train_student = self.update == "joint" or step % 2 == 1
 
-        # s ~ p(s),  δ ~ U[0, 1/k],  t = min(s + δ, 1)
-        u, v = batch.uniform(rows=2).unbind()
-        s = self.density(u)
-        t = (s + self.delta_density(v) / self.steps).clamp(max=1)
-        logsnr_s, logsnr_t = self.schedule(torch.stack([s, t])).unbind()
-
-        # z_t = α_t x + σ_t ε,  x̃ = g_η(z_t),  z_s ~ q(z_s | z_t, stop_grad(x̃))
-        z_t = process.diffuse(batch.x, logsnr_t, batch.normal())
-        with torch.set_grad_enabled(train_student):
-            x_tilde = self.student(z_t, logsnr_t, batch.cond)
+        # s ~ p(s),  δ ~ U[0, 1/k],  t = min(s + δ, 1),  z_t = α_t x + σ_t ε
+        # x̃ = g_η(z_t),  z_s ~ q(z_s | z_t, stop_grad(x̃))
+        draw = self.transition.draw(self.student, batch, with_grad=train_student)
+        z_s, logsnr_s, x_tilde = draw.z_s, draw.logsnr_s, draw.x_tilde
         x_sample = x_tilde.detach()
-        z_s = process.sample_posterior(z_t, x_sample, logsnr_s, logsnr_t, batch.generator)
 
         with torch.no_grad():
             x_teacher = self.teacher(z_s, logsnr_s, batch.cond)
@@ -100,12 +83,3 @@ class Alternating:
     def trainable(self) -> Mapping[str, nn.Module]:
         """{"student": η, "auxiliary": φ}."""
         return {"student": self.student, "auxiliary": self.auxiliary}
-
-
-def sample_statistics(x_tilde: Tensor) -> dict[str, Tensor]:
-    """Mean, standard deviation and share of saturated values (|x̃| > 1.1) of what the student makes."""
-    return {
-        "student_mean": x_tilde.mean(),
-        "student_std": x_tilde.std(),
-        "student_saturation": (x_tilde.abs() > 1.1).float().mean(),
-    }

@@ -26,6 +26,14 @@ class Batch:
     cond: Cond | None
     generator: torch.Generator
 
+    def halves(self) -> tuple[Batch, Batch]:
+        """Two independent minibatches of half the size, drawing from the same generator."""
+        size = len(self.x) // 2
+        cut = slice(size), slice(size, 2 * size)
+        conds = [{k: v[part] for k, v in self.cond.items()} if self.cond else None for part in cut]
+        first, second = (Batch(self.x[p], c, self.generator) for p, c in zip(cut, conds, strict=True))
+        return first, second
+
     def normal(self) -> Tensor:
         """ε ~ N(0, I) in the shape of x."""
         return torch.randn(self.x.shape, generator=self.generator, device=self.x.device, dtype=self.x.dtype)
@@ -66,3 +74,12 @@ class Method(Protocol):
 def per_sample(values: Tensor, data: Tensor) -> Tensor:
     """View values (B,) as (B, 1, …, 1), to multiply data (B, …)."""
     return values.view(-1, *(1,) * (data.ndim - 1))
+
+
+def sample_statistics(x_tilde: Tensor) -> dict[str, Tensor]:
+    """Mean, standard deviation and share of saturated values (|x̃| > 1.1) of what the student makes."""
+    return {
+        "student_mean": x_tilde.mean(),
+        "student_std": x_tilde.std(),
+        "student_saturation": (x_tilde.abs() > 1.1).float().mean(),
+    }

@@ -1,0 +1,104 @@
+"""What Algorithms 2 and 3 share: the student's sample x̃, and the less noisy z_s at which it is judged.
+
+s ~ p(s);  δ ~ U[0, 1/k];  t = min(s + δ, 1);  z_t = α_t x + σ_t ε
+x̃ = g_η(z_t);  z_s ~ q(z_s | z_t, stop_grad(x̃))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from momatch import process
+from momatch.denoiser import Cond
+from momatch.methods.base import Batch
+from momatch.methods.weighting import TimeDensity, power
+from momatch.schedules import NoiseSchedule
+
+DenoiserFunction = Callable[[Tensor, Tensor, Cond | None], Tensor]
+Posterior = Literal["conditional", "fresh"]
+Source = Literal["data", "rollout"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One minibatch of transitions.
+
+    Attributes:
+        z_s: (B, …) noisy data at λ_s; carries no gradient.
+        logsnr_s: (B,) λ_s.
+        x_tilde: (B, …) the student's sample, from which z_s was made; may carry a gradient.
+    """
+
+    z_s: Tensor
+    logsnr_s: Tensor
+    x_tilde: Tensor
+
+
+@dataclass(frozen=True)
+class Transition:
+    """How transitions t → s are drawn.
+
+    Attributes:
+        schedule: λ(t) of the student's sampler.
+        steps: k, the number of network calls the student will sample with.
+        density: p(s); uniform by default.
+        delta_density: law of k·δ on [0, 1]; uniform in the paper. Small δ pull the student towards the mean.
+        posterior: "conditional" is q(z_s | z_t, x̃), the paper; "fresh" is q(z_s | x̃), which forgets z_t and
+            costs diversity: the paper's ablation.
+        source: "data" diffuses real data to z_t, the paper; "rollout" lets the student itself make z_t, by
+            its own sampler from noise, at t = i/k with i uniform. No data are needed then: of the batch only
+            shape and condition are used, and p(s) follows from t and δ.
+    """
+
+    schedule: NoiseSchedule
+    steps: int
+    density: TimeDensity = power(1.0)
+    delta_density: TimeDensity = power(1.0)
+    posterior: Posterior = "conditional"
+    source: Source = "data"
+
+    def draw(self, student: DenoiserFunction, batch: Batch, with_grad: bool) -> Draw:
+        """A transition for each sample of the batch; `with_grad` records x̃ for the student's gradient."""
+        u, v = batch.uniform(rows=2).unbind()
+        delta = self.delta_density(v) / self.steps
+        if self.source == "data":
+            # s ~ p(s),  δ ~ U[0, 1/k],  t = min(s + δ, 1)
+            s = self.density(u)
+            t = (s + delta).clamp(max=1)
+        else:
+            calls_left = (u * self.steps).long() + 1
+            t = calls_left.to(u.dtype) / self.steps
+            s = t - delta
+        logsnr_s, logsnr_t = self.schedule(torch.stack([s, t])).unbind()
+
+        # z_t = α_t x + σ_t ε,  x̃ = g_η(z_t),  z_s ~ q(z_s | z_t, stop_grad(x̃))
+        if self.source == "data":
+            z_t = process.diffuse(batch.x, logsnr_t, batch.normal())
+        else:
+            z_t = self._roll_out(student, batch, calls_left)
+        with torch.set_grad_enabled(with_grad):
+            x_tilde = student(z_t, logsnr_t, batch.cond)
+        x_sample = x_tilde.detach()
+        if self.posterior == "fresh":
+            z_s = process.diffuse(x_sample, logsnr_s, batch.normal())
+        else:
+            z_s = process.sample_posterior(z_t, x_sample, logsnr_s, logsnr_t, batch.generator)
+        return Draw(z_s, logsnr_s, x_tilde)
+
+    @torch.no_grad()
+    def _roll_out(self, student: DenoiserFunction, batch: Batch, calls_left: Tensor) -> Tensor:
+        """Run Algorithm 1 from noise until each sample has `calls_left` (1 … k) of its k calls to go."""
+        z = batch.normal()
+        for left in range(self.steps, 1, -1):
+            going = (calls_left < left).nonzero().squeeze(1)
+            times = torch.tensor([[left], [left - 1]], device=z.device, dtype=z.dtype) / self.steps
+            logsnr_t, logsnr_s = self.schedule(times).expand(2, len(going)).unbind()
+            cond = {key: value[going] for key, value in batch.cond.items()} if batch.cond else None
+            x = student(z[going], logsnr_t, cond)
+            z[going] = process.sample_posterior(z[going], x, logsnr_s, logsnr_t, batch.generator)
+        return z
