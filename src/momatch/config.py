@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from momatch import schedules
+from momatch.denoiser import Clipped, Denoiser, Guided
 from momatch.errors import UsageError
 from momatch.methods import weighting
+from momatch.methods.transition import Posterior, Source
 from momatch.methods.weighting import TimeDensity, Weighting
 from momatch.model import MAX_STUDENT_STEPS
 from momatch.networks.configs import UNetConfig
@@ -92,6 +94,66 @@ class WeightingConfig:
 
 
 @dataclass(frozen=True)
+class GuidanceConfig:
+    """Classifier-free guidance of the teacher; what it does is distilled into the student.
+
+    Attributes:
+        scale: w in (1 + w) g(z, c) − w g(z, ∅); 0 is no guidance.
+        logsnr_min: guidance acts where λ is at least this …
+        logsnr_max: … and at most this.
+        clip: keep the teacher's estimate in [−1, 1]: "static" clips, "dynamic" rescales (Imagen).
+        percentile: of "dynamic".
+    """
+
+    scale: float = 0.0
+    logsnr_min: float = -20.0
+    logsnr_max: float = 20.0
+    clip: Literal["none", "static", "dynamic"] = "none"
+    percentile: float = 0.995
+
+    def apply(self, denoiser: Denoiser) -> Denoiser:
+        """The guided (and clipped) denoiser; `denoiser` itself if nothing is asked for."""
+        if self.scale:
+            denoiser = Guided(denoiser, self.scale, (self.logsnr_min, self.logsnr_max))
+        return denoiser if self.clip == "none" else Clipped(denoiser, self.clip, self.percentile)
+
+
+@dataclass(frozen=True)
+class InstantConfig:
+    """What Algorithm 3 needs beyond the rest.
+
+    Attributes:
+        product: how (∂g_θ/∂θ) ν is computed: "forward" mode, central "difference", or "auto": forward where
+            the network can.
+        lambda_steps: minibatches of the teacher's loss on real data from which Λ is estimated; 0 takes the
+            second moments saved with the teacher.
+        lambda_eps: ε of Λ = 1/(√v̂ + ε·rms √v̂).
+        centre: subtract the gradient that real data give the teacher.
+    """
+
+    product: Literal["auto", "forward", "difference"] = "auto"
+    lambda_steps: int = 0
+    lambda_eps: float = 0.1
+    centre: bool = False
+
+
+@dataclass(frozen=True)
+class StoppingConfig:
+    """When to end a run before its last step. The best student seen is kept then, not the last.
+
+    Attributes:
+        patience: looks at the samples without a better cheap Fréchet distance; 0 goes on to the end.
+        window: logged values that the smoothed loss of Algorithm 3 is the mean of.
+        within_noise: with Algorithm 3, stop when the smoothed loss is less than this many of its standard
+            errors above 0, or above its own lowest value for a whole window; 0 goes on to the end.
+    """
+
+    patience: int = 0
+    window: int = 25
+    within_noise: float = 0.0
+
+
+@dataclass(frozen=True)
 class MonitorConfig:
     """What is looked at while a run goes on.
 
@@ -143,11 +205,22 @@ class DistillConfig:
         teacher: "digits" (shipped with the package), or the folder of a teacher or of a run that trained one.
         data: "digits", or a folder or .npz of pictures.
         steps: k, network calls of the student, 1 to 16.
-        update: "alternating" (Algorithm 2) or "joint" (both networks from one draw, 0.7 of the cost).
+        method: "alternating" (Algorithm 2) or "instant" (Algorithm 3: no auxiliary network).
+        update: of alternating: "alternating", as the paper, or "joint" (both networks from one draw, 0.7 of
+            the cost).
         weighting: w(s) and p(s).
         teacher_term: factor of the auxiliary's pull towards the teacher; 1 in the paper.
+        instant: settings of Algorithm 3.
+        guidance: of the teacher.
         schedule: the student's noise schedule.
-        train: length and rhythm; a pair of alternating updates counts as two steps.
+        posterior: "conditional" draws z_s given z_t and x̃, the paper; "fresh" forgets z_t (its ablation).
+        source: z_t from "data", the paper, or from a "rollout" of the student, which uses no pictures.
+        student_dropout: dropout rate of the student; none in the paper.
+        warm_start_steps: of the steps, how many come first that train the student by plain denoising, for a
+            student whose schedule is not its teacher's; they count in train.num_steps.
+        stopping: when to end early.
+        train: length and rhythm; a pair of alternating updates counts as two steps. A step of Algorithm 3
+            takes two minibatches of batch_size.
         optim: optimizer, the same for student and auxiliary.
         monitor: looks at the samples.
     """
@@ -155,10 +228,18 @@ class DistillConfig:
     teacher: str = "digits"
     data: str = "digits"
     steps: int = 8
+    method: Literal["alternating", "instant"] = "alternating"
     update: Literal["alternating", "joint"] = "alternating"
     weighting: WeightingConfig = field(default_factory=WeightingConfig)
     teacher_term: float = 1.0
+    instant: InstantConfig = field(default_factory=InstantConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(name="teacher"))
+    posterior: Posterior = "conditional"
+    source: Source = "data"
+    student_dropout: float = 0.0
+    warm_start_steps: int = 0
+    stopping: StoppingConfig = field(default_factory=StoppingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
@@ -202,10 +283,7 @@ def check(config: RunConfig) -> None:
         value = getattr(config.optim, key)
         _require(0 <= value < 1, f"optim.{key}", value, "it must lie in [0, 1)")
     if isinstance(config, DistillConfig):
-        _require(
-            1 <= config.steps <= MAX_STUDENT_STEPS, "steps", config.steps, f"use 1 to {MAX_STUDENT_STEPS}"
-        )
-        _require(config.teacher_term >= 0, "teacher_term", config.teacher_term, "it must not be negative")
+        _check_distillation(config)
     else:
         widths = config.network.channels
         _require(
@@ -224,6 +302,51 @@ def check(config: RunConfig) -> None:
         )
         _require(0 <= config.cond_dropout < 1, "cond_dropout", config.cond_dropout, "it must lie in [0, 1)")
         _require(config.sampling_steps >= 1, "sampling_steps", config.sampling_steps, "it must be at least 1")
+
+
+def _check_distillation(config: DistillConfig) -> None:
+    _require(1 <= config.steps <= MAX_STUDENT_STEPS, "steps", config.steps, f"use 1 to {MAX_STUDENT_STEPS}")
+    guidance, stopping, instant = config.guidance, config.stopping, config.instant
+    at_least_0 = {
+        "teacher_term": config.teacher_term,
+        "guidance.scale": guidance.scale,
+        "instant.lambda_steps": instant.lambda_steps,
+        "instant.lambda_eps": instant.lambda_eps,
+        "stopping.patience": stopping.patience,
+        "stopping.within_noise": stopping.within_noise,
+    }
+    for key, value in at_least_0.items():
+        _require(0 <= value < math.inf, key, value, "it must not be negative, and finite")
+    _require(
+        guidance.logsnr_min < guidance.logsnr_max,
+        "guidance.logsnr_min",
+        guidance.logsnr_min,
+        f"it must be below guidance.logsnr_max, which is {guidance.logsnr_max}",
+    )
+    _require(0 < guidance.percentile < 1, "guidance.percentile", guidance.percentile, "it must lie in (0, 1)")
+    _require(
+        0 <= config.student_dropout < 1, "student_dropout", config.student_dropout, "it must lie in [0, 1)"
+    )
+    _require(
+        0 <= config.warm_start_steps < config.train.num_steps,
+        "warm_start_steps",
+        config.warm_start_steps,
+        f"it must be below train.num_steps, which is {config.train.num_steps}",
+    )
+    _require(stopping.window >= 2, "stopping.window", stopping.window, "it must be at least 2")
+    if stopping.patience:
+        _require(config.monitor.every > 0, "monitor.every", 0, "stopping.patience needs looks at the samples")
+    if config.method == "instant":
+        _require(config.update == "alternating", "update", config.update, "leave it out with method=instant")
+    else:
+        _require(
+            not stopping.within_noise,
+            "stopping.within_noise",
+            stopping.within_noise,
+            "it needs method=instant; use stopping.patience here",
+        )
+    if instant.centre:
+        _require(config.source == "data", "source", config.source, "instant.centre needs source=data")
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:

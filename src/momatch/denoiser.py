@@ -7,6 +7,8 @@ denoiser knows its own null condition, the one that stands for "nothing asked fo
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -69,8 +71,12 @@ class Guided(Denoiser):
     def __init__(self, denoiser: Denoiser, scale: float, interval: tuple[float, float] | None = None):
         if interval is not None and interval[0] >= interval[1]:
             raise ValueError(f"guidance interval {interval} is empty; give (lowest, highest) logSNR")
-        super().__init__(denoiser.network, denoiser.prediction, denoiser.null_values)
+        # Not Denoiser's own __init__: the network must be registered once, or torch.func.functional_call,
+        # which swaps parameters module by module, would leave it changed.
+        nn.Module.__init__(self)
         self.denoiser, self.scale, self.interval = denoiser, scale, interval
+        self.prediction: process.Prediction = denoiser.prediction
+        self.null_values = denoiser.null_values
 
     def forward(self, z: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
         """Guided estimate of x; without a condition there is nothing to guide towards."""
@@ -83,3 +89,30 @@ class Guided(Denoiser):
         if self.interval is not None:
             scale = scale * ((logsnr >= self.interval[0]) & (logsnr <= self.interval[1]))
         return torch.lerp(x_null, x_cond, (1 + scale).view(-1, *(1,) * (z.ndim - 1)).to(z.dtype))
+
+
+class Clipped(Denoiser):
+    """Keeps another denoiser's estimates in range: strong guidance drives them out of it.
+
+    Attributes:
+        mode: "static" clips x to [−1, 1]. "dynamic" divides each sample by the given percentile of |x|, where
+            that exceeds 1, after clipping to it: contrast is kept rather than saturated.
+        percentile: of "dynamic".
+
+    Source: Saharia et al. 2022 (Imagen), section 2.3.
+    """
+
+    def __init__(self, denoiser: Denoiser, mode: Literal["static", "dynamic"], percentile: float = 0.995):
+        nn.Module.__init__(self)
+        self.denoiser, self.mode, self.percentile = denoiser, mode, percentile
+        self.prediction: process.Prediction = denoiser.prediction
+        self.null_values = denoiser.null_values
+
+    def forward(self, z: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
+        """The other's estimate, in [−1, 1]."""
+        x = self.denoiser(z, logsnr, cond)
+        if self.mode == "static":
+            return x.clamp(-1, 1)
+        reach = torch.quantile(x.detach().abs().flatten(1).float(), self.percentile, dim=1).clamp(min=1)
+        reach = reach.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
+        return torch.minimum(torch.maximum(x, -reach), reach) / reach

@@ -4,6 +4,7 @@ Teachers and students are kept in the same form:
 
     model.safetensors    the network's weights
     model.json           its family and shape, prediction type, schedule, sample shape, steps and origin
+    second-moments.safetensors   beside a teacher that momatch trained: Adam's v̂, which Algorithm 3 needs
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from momatch.sampling import ancestral
 from momatch.schedules import NoiseSchedule
 
 FORMAT = "momatch-model-1"
+SECOND_MOMENTS = "second-moments.safetensors"
 MAX_STUDENT_STEPS = 16
 CHUNK = 256  # samples made at a time; part of what a seed means, since noise is drawn chunk by chunk
 
@@ -47,6 +49,7 @@ class Model:
         steps: network calls that `sample` makes unless told otherwise.
         num_classes: labels it can be asked for; 0 if unconditional.
         info: where it came from: role ("teacher" or "student"), recipe, data, seed, …; JSON types only.
+        folder: where it was loaded from, or None.
     """
 
     denoiser: Denoiser
@@ -56,6 +59,12 @@ class Model:
     steps: int
     num_classes: int = 0
     info: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+    def second_moments(self) -> dict[str, Tensor] | None:
+        """Adam's v̂ of every parameter of `denoiser`, as training left them; None if they were not kept."""
+        path = self.folder / SECOND_MOMENTS if self.folder else None
+        return load_file(path) if path and path.is_file() else None
 
     def sample(
         self, n: int, steps: int | None = None, cond: Cond | None = None, seed: int = 0, eta: float = 1.0
@@ -183,4 +192,5 @@ def load_model(directory: str | Path) -> Model:
         steps=description["steps"],
         num_classes=num_classes,
         info=description["info"],
+        folder=directory,
     )

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from momatch import config as configs
 from momatch.config import ConfigError, DistillConfig, RunConfig, TeacherConfig
@@ -27,10 +28,14 @@ from momatch.methods import weighting
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Method
 from momatch.methods.denoising import Denoising
+from momatch.methods.instant import Instant, adam_preconditioner, estimate_second_moments
+from momatch.methods.products import choose_product
 from momatch.methods.transition import Transition
-from momatch.model import Model, Student
+from momatch.methods.warm_start import WarmStart
+from momatch.model import SECOND_MOMENTS, Model, Student
 from momatch.monitoring import Look, Monitor
 from momatch.networks import registry
+from momatch.schedules import NoiseSchedule
 from momatch.training import checkpoint
 from momatch.training.batches import Batches, image_batches
 from momatch.training.loop import Record, train
@@ -117,7 +122,7 @@ class Run:
                 moments = checkpoint.second_moments(
                     self.directory / "checkpoints", "teacher", self.config.optim.beta2
                 )
-                checkpoint.save_tensors(self.directory / role / "second-moments.safetensors", moments)
+                checkpoint.save_tensors(self.directory / role / SECOND_MOMENTS, moments)
         return self.model
 
 
@@ -131,33 +136,107 @@ def distillation(
     """
     configs.check(config)
     check_fit(teacher, data.train)
+    if config.guidance.scale and not teacher.denoiser.null_values:
+        raise ConfigError(
+            f"guidance.scale is {config.guidance.scale}, but this teacher has no null condition to guide "
+            "away from; use guidance.scale 0, or a teacher trained with cond_dropout"
+        )
+    path = _path(directory)
     schedule = config.schedule.build(teacher.schedule)
-    student, auxiliary = (copy.deepcopy(teacher.denoiser).requires_grad_(True) for _ in range(2))
-    method = Alternating(
-        teacher.denoiser,
-        student,
-        auxiliary,
-        Transition(
-            schedule,
-            config.steps,
-            config.weighting.build_density(schedule),
-            weighting.power(config.weighting.delta_exponent),
-        ),
-        config.weighting.build_weighting(),
-        config.update,
-        config.teacher_term,
-    )
+    student, network = _student(teacher, config)
+    method = _method(teacher, student, schedule, data.train, config, path)
+    if config.warm_start_steps:
+        method = WarmStart(Denoising(student, schedule, cond_dropout=0.0), method, config.warm_start_steps)
     info = {
         "role": "student",
         "teacher": config.teacher,
         "data": config.data,
         "config": configs.to_json(config),
     }
-    model = Student(
-        student, teacher.network, schedule, teacher.sample_shape, config.steps, teacher.num_classes, info
+    model = Student(student, network, schedule, teacher.sample_shape, config.steps, teacher.num_classes, info)
+    return Run(config, method, _batches(data.train, teacher.num_classes, config), model, data.train, path)
+
+
+def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:
+    """A copy of the teacher that can learn, with the student's dropout, and its network's shape."""
+    denoiser = copy.deepcopy(teacher.denoiser).requires_grad_(True)
+    if not config.student_dropout:
+        return denoiser, teacher.network
+    if not hasattr(teacher.network, "dropout"):
+        raise ConfigError(
+            f"student_dropout is {config.student_dropout}, but a network of type "
+            f"{type(teacher.network).__name__} has no dropout; use student_dropout 0"
+        )
+    shape = replace(teacher.network, dropout=config.student_dropout)
+    with torch.random.fork_rng(devices=[]):
+        network = registry.build(shape)
+    network.load_state_dict(denoiser.network.state_dict())
+    return Denoiser(network, denoiser.prediction, denoiser.null_values), shape
+
+
+def _method(
+    teacher: Model,
+    student: Denoiser,
+    schedule: NoiseSchedule,
+    data: ImageSet,
+    config: DistillConfig,
+    directory: Path | None,
+) -> Method:
+    """Algorithm 2 or 3, as the config says."""
+    guided = config.guidance.apply(teacher.denoiser)
+    transition = Transition(
+        schedule,
+        config.steps,
+        config.weighting.build_density(schedule),
+        weighting.power(config.weighting.delta_exponent),
+        config.posterior,
+        config.source,
     )
-    batches = _batches(data.train, teacher.num_classes, config)
-    return Run(config, method, batches, model, data.train, _path(directory))
+    weight = config.weighting.build_weighting()
+    if config.method == "alternating":
+        auxiliary = copy.deepcopy(teacher.denoiser).requires_grad_(True)
+        return Alternating(guided, student, auxiliary, transition, weight, config.update, config.teacher_term)
+    moments = _second_moments(teacher, data, config, directory)
+    scale = adam_preconditioner(moments, config.instant.lambda_eps)
+    # The guided denoiser names the same parameters otherwise.
+    name_of = {id(p): name for name, p in teacher.denoiser.named_parameters()}
+    scale = {name: scale[name_of[id(p)]] for name, p in guided.named_parameters()}
+    probe = _batches(data, teacher.num_classes, replace(config, train=replace(config.train, batch_size=1)))(0)
+    _, product = choose_product(
+        config.instant.product, guided, probe.x, schedule(torch.full((len(probe.x),), 0.5)), probe.cond
+    )
+    return Instant(guided, student, transition, scale, weight, product, config.instant.centre)
+
+
+def _second_moments(
+    teacher: Model, data: ImageSet, config: DistillConfig, directory: Path | None
+) -> dict[str, Tensor]:
+    """v̂ for Λ: the run's own if it has been estimated, an estimate if one is asked for, or the teacher's."""
+    steps = config.instant.lambda_steps
+    if not steps:
+        moments = teacher.second_moments()
+        if moments is None:
+            raise ConfigError(
+                "this teacher comes without second-moments.safetensors, and instant.lambda_steps is 0; "
+                "set instant.lambda_steps to 300, to estimate them on the data"
+            )
+    elif directory and (directory / SECOND_MOMENTS).is_file():
+        moments = checkpoint.load_tensors(directory / SECOND_MOMENTS)
+    else:
+        batches = _batches(data, teacher.num_classes, config)
+        moments = estimate_second_moments(
+            Denoising(teacher.denoiser, teacher.schedule, cond_dropout=0.0), batches, steps
+        )
+        if directory:
+            claim(directory, config)
+            checkpoint.save_tensors(directory / SECOND_MOMENTS, moments)
+    wanted = {name: p.shape for name, p in teacher.denoiser.named_parameters()}
+    if {name: v.shape for name, v in moments.items()} != wanted:
+        raise ConfigError(
+            "the second moments belong to a network of another shape; set instant.lambda_steps to 300, to "
+            "estimate them on the data"
+        )
+    return moments
 
 
 def teacher_training(data: Split, config: TeacherConfig, directory: str | Path | None = None) -> Run:
@@ -321,4 +400,6 @@ def _step_of(line: str) -> float:
 
 def _batches(images: ImageSet, num_classes: int, config: RunConfig) -> Batches:
     labels = images.labels if num_classes else None
-    return image_batches(images.images, labels, config.train.batch_size, config.train.seed)
+    instant = isinstance(config, DistillConfig) and config.method == "instant"  # it takes two minibatches
+    size = config.train.batch_size * (2 if instant else 1)
+    return image_batches(images.images, labels, size, config.train.seed)

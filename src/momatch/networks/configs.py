@@ -30,6 +30,35 @@ class UNetConfig:
 
 
 @dataclass(frozen=True)
+class UViTConfig:
+    """Shape of a `UViT`.
+
+    Attributes:
+        image_channels: channels of the image, 1 for grey.
+        channels: width of each convolutional level, each at half the resolution of the one before; none gives
+            a plain DiT.
+        blocks_per_level: residual blocks on the way down, and again on the way up, at each level.
+        width: of the transformer, a multiple of 4, of 64 if above 64.
+        depth: transformer blocks.
+        patch_size: pixels of the bottom's feature map to a token, along each side.
+        num_classes: labels 0 … num_classes − 1, with num_classes itself as the null label; 0 for an
+            unconditional network.
+        embedding_dim: width of the embedding of (logSNR, label).
+        dropout: dropout rate inside the residual blocks and the transformer's MLPs.
+    """
+
+    image_channels: int = 1
+    channels: tuple[int, ...] = (32,)
+    blocks_per_level: int = 1
+    width: int = 64
+    depth: int = 2
+    patch_size: int = 1
+    num_classes: int = 0
+    embedding_dim: int = 64
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
 class MLPConfig:
     """Shape of an `MLP`.
 

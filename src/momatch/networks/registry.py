@@ -7,13 +7,18 @@ from typing import Any
 
 from torch import nn
 
-from momatch.networks.configs import MLPConfig, UNetConfig
+from momatch.networks.configs import MLPConfig, UNetConfig, UViTConfig
 from momatch.networks.mlp import MLP
 from momatch.networks.unet import UNet
+from momatch.networks.uvit import UViT
 
-NetworkConfig = UNetConfig | MLPConfig
+NetworkConfig = UNetConfig | UViTConfig | MLPConfig
 
-_FAMILIES: dict[str, tuple[type, type[nn.Module]]] = {"unet": (UNetConfig, UNet), "mlp": (MLPConfig, MLP)}
+_FAMILIES: dict[str, tuple[type, type[nn.Module]]] = {
+    "unet": (UNetConfig, UNet),
+    "uvit": (UViTConfig, UViT),
+    "mlp": (MLPConfig, MLP),
+}
 
 
 def build(config: NetworkConfig) -> nn.Module:

@@ -1,0 +1,164 @@
+"""Instant moment matching: Algorithm 3 of the paper, in parameter space, without an auxiliary network.
+
+Take the auxiliary of Algorithm 2 to be one infinitesimal, preconditioned gradient step away from the teacher:
+φ = θ + ν. Then g_φ(z_s) − g_θ(z_s) = (∂g_θ(z_s)/∂θ) ν, and nothing but the student has to be trained. Where
+the student's samples give the teacher no gradient on average, the teacher has nothing to learn from them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from momatch import process
+from momatch.denoiser import Denoiser
+from momatch.methods.base import Batch, Update, per_sample, sample_statistics
+from momatch.methods.denoising import Denoising
+from momatch.methods.products import Product, forward_product
+from momatch.methods.transition import Draw, Transition
+from momatch.methods.weighting import Weighting, flat
+
+
+class Instant:
+    """Algorithm 3 ("Multistep Distillation of Diffusion Models via Moment Matching", NeurIPS 2024).
+
+    Its student gradient is that of ½ GᵀΛG, where G = E ∇_θ w(s) ‖x̃ − g_θ(z_s)‖² is the gradient that the
+    teacher gets from the student's samples; and equals Algorithm 2's for an auxiliary that made one
+    infinitesimal Λ-step from the teacher (without Algorithm 2's pull of the auxiliary towards the teacher).
+
+    Args:
+        teacher: θ, may be guided; never trained.
+        student: η.
+        transition: how t, z_t, x̃, s and z_s are drawn.
+        preconditioner: Λ, the diagonal by parameter name of `teacher`; see `adam_preconditioner`.
+        weighting: w(s).
+        product: how (∂g_θ/∂θ) ν is computed; see `momatch.methods.products`.
+        centre: subtract the gradient that the teacher gets from real data, which a teacher that has not
+            converged still has. The student is then matched to the data where the teacher is wrong.
+    """
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        student: Denoiser,
+        transition: Transition,
+        preconditioner: Mapping[str, Tensor],
+        weighting: Weighting | None = None,
+        product: Product = forward_product,
+        centre: bool = False,
+    ):
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.student = student
+        self.transition = transition
+        self.preconditioner = dict(preconditioner)
+        self.weighting = weighting or flat()
+        self.product = product
+        self.centre = centre
+        # The teacher's parameters as leaves that can be differentiated; they share its memory.
+        self.theta = {
+            name: parameter.detach().requires_grad_()
+            for name, parameter in teacher.named_parameters()
+            if name in self.preconditioner
+        }
+
+    def step(self, step: int, batch: Batch) -> Update:
+        """One iteration of Algorithm 3: the same at every step. Half the batch is A, the other half B."""
+        a, b = batch.halves()
+
+        # ν = −Λ ∇_θ E_A[ w(s) ‖stop_grad(x̃) − g_θ(z_s)‖² ]
+        gradient = self.teacher_gradient(self.transition.draw(self.student, a, with_grad=False), a)
+        if self.centre:
+            data_gradient = self.teacher_gradient(self._real(a), a)
+            gradient = {name: g - data_gradient[name] for name, g in gradient.items()}
+        nu = {name: -self.preconditioner[name] * g for name, g in gradient.items()}
+
+        # minimise over η   E_B[ w(s) x̃ᵀ stop_grad{ (∂g_θ(z_s)/∂θ) ν } ]
+        draw = self.transition.draw(self.student, b, with_grad=True)
+        x_teacher, change = self.product(self.teacher, nu, draw.z_s, draw.logsnr_s, b.cond)
+        x_sample = draw.x_tilde.detach()
+        w = per_sample(self.weighting(draw.logsnr_s, x_sample, x_teacher), x_sample)
+        loss = (w * change * draw.x_tilde).mean()
+
+        def metrics() -> dict[str, Tensor]:
+            # E_B w (x̃ − g_θ)ᵀ(Jν): the same gradient in x̃, and mean ½ E[G]ᵀΛE[G] ≥ 0.
+            value = (w * change * (x_sample - x_teacher)).mean()
+            if self.centre:
+                value = value - self._data_value(nu, b)
+            size = torch.stack([v.square().sum() for v in nu.values()]).sum().sqrt()
+            return {"instant_loss": value, "nu_norm": size, **sample_statistics(x_sample)}
+
+        return Update({"student": loss}, metrics)
+
+    @property
+    def trainable(self) -> Mapping[str, nn.Module]:
+        """{"student": η}."""
+        return {"student": self.student}
+
+    def teacher_gradient(self, draw: Draw, batch: Batch) -> dict[str, Tensor]:
+        """∇_θ of the mean of w(s) ‖stop_grad(x̃) − g_θ(z_s)‖² over the draw, by parameter name."""
+        x_sample = draw.x_tilde.detach()
+        with torch.enable_grad():
+            x_teacher = functional_call(self.teacher, self.theta, (draw.z_s, draw.logsnr_s, batch.cond))
+            w = per_sample(self.weighting(draw.logsnr_s, x_sample, x_teacher), x_sample)
+            loss = (w * (x_sample - x_teacher).square()).mean()
+            gradients = torch.autograd.grad(loss, list(self.theta.values()), allow_unused=True)
+        pairs = zip(self.theta.items(), gradients, strict=True)
+        return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+
+    def _real(self, batch: Batch) -> Draw:
+        """Real data in place of the student's samples, at noise levels from the same density."""
+        s = self.transition.density(batch.uniform().squeeze(0))
+        logsnr_s = self.transition.schedule(s)
+        return Draw(process.diffuse(batch.x, logsnr_s, batch.normal()), logsnr_s, batch.x)
+
+    def _data_value(self, nu: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        real = self._real(batch)
+        x_teacher, change = self.product(self.teacher, nu, real.z_s, real.logsnr_s, batch.cond)
+        w = per_sample(self.weighting(real.logsnr_s, batch.x, x_teacher), batch.x)
+        return (w * change * (batch.x - x_teacher)).mean()
+
+
+def adam_preconditioner(second_moments: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
+    """Λ = 1/(√v̂ + ε·m) with m the root mean square of √v̂ over all parameters.
+
+    Args:
+        second_moments: v̂, by parameter name.
+        eps: relative to the typical √v̂. Adam's own ε (1e-8 and less) would give a parameter that the
+            teacher's loss hardly touches a step that dwarfs all others.
+
+    Raises:
+        ValueError: if the moments are all zero or not finite.
+    """
+    total = sum(float(v.double().sum()) for v in second_moments.values())
+    count = sum(v.numel() for v in second_moments.values())
+    if not 0 < total < float("inf"):
+        raise ValueError(f"the second moments sum to {total}; they must be finite and not all zero")
+    floor = eps * (total / count) ** 0.5
+    return {name: 1 / (v.sqrt() + floor) for name, v in second_moments.items()}
+
+
+def estimate_second_moments(
+    teacher: Denoising, batches: Callable[[int], Batch], steps: int
+) -> dict[str, Tensor]:
+    """v̂ of a teacher whose optimizer state is lost: the mean square of its loss's gradient over minibatches.
+
+    Args:
+        teacher: the teacher's training loss; its denoiser is left as it is.
+        batches: step → minibatch of real data.
+        steps: how many minibatches; some hundreds.
+    """
+    network = copy.deepcopy(teacher.denoiser).requires_grad_(True)
+    loss = Denoising(network, teacher.schedule, teacher.weighting, teacher.density, teacher.cond_dropout)
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    total = [torch.zeros_like(p) for p in parameters]
+    for step in range(steps):
+        value = loss.step(step, batches(step)).losses["teacher"]
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        for sum_of_squares, gradient in zip(total, gradients, strict=True):
+            if gradient is not None:
+                sum_of_squares.addcmul_(gradient, gradient)
+    return {name: value / steps for name, value in zip(names, total, strict=True)}
