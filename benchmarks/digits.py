@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import momatch
-from momatch import runs
+from momatch.assembly import distill
 from momatch.config import DistillConfig
 from momatch.data.digits import load_digits
 from momatch.evaluation import builtin
@@ -64,7 +64,7 @@ def student(arguments: argparse.Namespace) -> None:
         config = override(config, ["train.seed=" + str(seed), "monitor.every=0", *arguments.set])
         name = f"{arguments.label or 'student'}-{config.steps}"
         start = time.process_time()
-        model = runs.distill(
+        model = distill(
             momatch.load_teacher(config.teacher), load_digits(), config, FOLDER / f"run-{name}-seed{seed}"
         )
         print(f"{name} seed {seed}: trained in {time.process_time() - start:.0f} CPU s", flush=True)

@@ -6,13 +6,13 @@ import torch
 from rich.console import Console
 
 from momatch import planning, schedules
+from momatch.assembly import distillation, teacher_training
 from momatch.config import ConfigError, DistillConfig, MonitorConfig, TeacherConfig
 from momatch.data.images import ImageSet, Split
 from momatch.denoiser import Denoiser
 from momatch.model import Model
 from momatch.networks.configs import UNetConfig
 from momatch.networks.unet import UNet
-from momatch.runs import distillation, teacher_training
 from momatch.training.loop import Record, TrainConfig
 from momatch.training.optim import Optimizer
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import momatch
+from momatch.assembly import distill, distillation
 from momatch.config import ConfigError, DistillConfig, MonitorConfig
 from momatch.data.images import ImageSet, Split
 from momatch.evaluation.features import PixelFeatures
 from momatch.model import Model
 from momatch.monitoring import Monitor
-from momatch.runs import claim, distill, distillation
+from momatch.runs import claim
 from momatch.training.loop import TrainConfig
 
 
@@ -86,9 +87,9 @@ def test_a_folder_of_another_config_is_refused(tmp_path):
 
 
 def test_an_unconditional_teacher_on_pictures_without_classes(data):
+    from momatch.assembly import teacher_training
     from momatch.config import TeacherConfig
     from momatch.networks.configs import UNetConfig
-    from momatch.runs import teacher_training
 
     plain = ImageSet(data.train.images, torch.zeros(len(data.train), dtype=torch.long), 1, "plain")
     split = Split(plain, plain)

@@ -24,7 +24,7 @@ _HOMES = {
     "Model": "momatch.model",
     "Student": "momatch.model",
     "TeacherConfig": "momatch.config",
-    "distill": "momatch.runs",
+    "distill": "momatch.assembly",
     "load_data": "momatch.data.sources",
     "load_student": "momatch.teachers.own",
     "load_teacher": "momatch.teachers.own",

@@ -15,6 +15,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from momatch import config as configs
+from momatch.assembly import check_fit, distillation, teacher_training
 from momatch.assessment import Candidate, assess
 from momatch.config import ConfigError, DistillConfig, RunConfig, TeacherConfig
 from momatch.data.images import Split
@@ -24,7 +25,7 @@ from momatch.errors import UsageError
 from momatch.model import Model
 from momatch.progress import Interrupted, follow
 from momatch.recipes import RECIPES, recipe
-from momatch.runs import Run, check_fit, distillation, teacher_training
+from momatch.runs import Run
 from momatch.teachers.own import load_any, load_teacher
 
 Arguments = TypeVar("Arguments")
@@ -295,7 +296,7 @@ def recipes(arguments: list[str], console: Console) -> None:
         raise UsageError(f"recipes takes no arguments, got {' '.join(arguments)}")
     for name, make in RECIPES.items():
         kind = "train-teacher" if isinstance(make(), TeacherConfig) else "distill"
-        console.print(f"  {name:<16}{kind:<15}{(make.__doc__ or '').strip()}", soft_wrap=True)
+        console.print(f"  {name:<18}{kind:<15}{(make.__doc__ or '').strip()}", soft_wrap=True)
 
 
 def finish(run: Run, title: str, console: Console) -> None:

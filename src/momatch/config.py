@@ -145,12 +145,20 @@ class StoppingConfig:
         patience: looks at the samples without a better cheap Fréchet distance; 0 goes on to the end.
         window: logged values that the smoothed loss of Algorithm 3 is the mean of.
         within_noise: with Algorithm 3, stop when the smoothed loss is less than this many of its standard
-            errors above 0, or above its own lowest value for a whole window; 0 goes on to the end.
+            errors above 0, or has not fallen by as many for a whole window; 0 goes on to the end.
+        held_back: share of the training pictures that a run with a stopping rule does not train on: its looks
+            are compared with them, so that copying the training pictures does not count as better.
     """
 
     patience: int = 0
     window: int = 25
     within_noise: float = 0.0
+    held_back: float = 0.1
+
+    @property
+    def active(self) -> bool:
+        """Whether there is any rule."""
+        return bool(self.patience or self.within_noise)
 
 
 @dataclass(frozen=True)
@@ -334,8 +342,9 @@ def _check_distillation(config: DistillConfig) -> None:
         f"it must be below train.num_steps, which is {config.train.num_steps}",
     )
     _require(stopping.window >= 2, "stopping.window", stopping.window, "it must be at least 2")
-    if stopping.patience:
-        _require(config.monitor.every > 0, "monitor.every", 0, "stopping.patience needs looks at the samples")
+    _require(0 < stopping.held_back < 1, "stopping.held_back", stopping.held_back, "it must lie in (0, 1)")
+    if stopping.active:
+        _require(config.monitor.every > 0, "monitor.every", 0, "a stopping rule needs looks at the samples")
     if config.method == "instant":
         _require(config.update == "alternating", "update", config.update, "leave it out with method=instant")
     else:

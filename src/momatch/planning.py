@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from momatch.assembly import distillation, teacher_training
 from momatch.config import DistillConfig, RunConfig
 from momatch.data.images import Split
 from momatch.methods.base import Method
 from momatch.model import Model
 from momatch.monitoring import TEACHER_LOOK_STEPS
-from momatch.runs import Run, distillation, teacher_training
+from momatch.runs import Run
 from momatch.training.batches import Batches
 from momatch.training.loop import train
 
@@ -120,6 +121,8 @@ def plan(
     """
     run, networks = _build(config, teacher, data)
     costs = [network_cost(role, network, role in run.method.trainable) for role, network in networks.items()]
+    if isinstance(config, DistillConfig) and config.method == "instant":  # ∇_θ, which becomes ν; and Λ
+        costs[0] = replace(costs[0], gradients=costs[0].weights, optimizer_state=costs[0].weights)
     activations = max(activation_bytes(run.method, run.batches, step, networks) for step in (0, 1))
     seconds_per_step, probe_steps = probe(run, probe_seconds)
     images = run.data.images
@@ -143,10 +146,14 @@ def forward_units(config: RunConfig) -> int:
     """Cost of a step in forward passes of one network on one batch; a backward pass counts as two.
 
     Denoising: forward and backward, 3. Alternating: three forwards and the backward of whichever network
-    learns, 5, so 10 for a pair. Joint: the same three forwards and both backwards, 7.
+    learns, 5, so 10 for a pair. Joint: the same three forwards and both backwards, 7. Instant: student
+    forward, teacher forward and backward on one minibatch; student forward and backward on the other, and
+    the product of the teacher's Jacobian, about 3: 10. A rollout adds (k − 1)/2 of the student's forwards.
     """
     if not isinstance(config, DistillConfig):
         return 3
+    if config.method == "instant":
+        return 10
     return 7 if config.update == "joint" else 5
 
 

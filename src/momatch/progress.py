@@ -46,11 +46,13 @@ def follow(run: Run, title: str, console: Console) -> None:
                     console.print(f"[bold red]alarm[/] step {event.record.step}: {message}")
                 if not console.is_terminal and status.due():
                     console.print(f"{title}: {status.line(total)}", highlight=False, soft_wrap=True)
+                if event.stopped:
+                    console.print(f"ended at step {event.record.step}: {event.stopped}", soft_wrap=True)
                 if stop.is_set() and event.record.step < total:
                     break
         finally:
             events.close()
-    if stop.is_set() and status.step < total:
+    if stop.is_set() and status.step < total and not status.ended:
         raise Interrupted(
             f"stopped at step {status.step} of {total} and saved; run the same command again to go on"
         )
@@ -85,6 +87,7 @@ class _Status:
 
     def __init__(self) -> None:
         self.step, self.speed, self.gap, self.frechet = 0, 0.0, "", ""
+        self.ended = False
         self.first: tuple[int, float] | None = None
         self.last_line = time.monotonic()
 
@@ -94,15 +97,15 @@ class _Status:
 
     def update(self, event: Event) -> None:
         record = event.record
-        self.step = record.step
+        self.step, self.ended = record.step, event.stopped is not None
         if self.first is None:
             self.first = (record.images_seen, record.seconds)
         elif record.seconds > self.first[1]:
             self.speed = (record.images_seen - self.first[0]) / (record.seconds - self.first[1])
             self.seconds_per_image = 1 / self.speed
-        for name in ("gap", "loss"):
+        for name in ("gap", "loss", "instant_loss", "instant_loss_mean"):
             if name in record.metrics:
-                self.gap = f"{name} {record.metrics[name]:.2e}"
+                self.gap = f"{name.replace('_', ' ')} {record.metrics[name]:.2e}"
         if event.look:
             self.frechet = f"FD {event.look.frechet:.2f} (n={event.look.num_samples})"
 

@@ -6,11 +6,21 @@ The numbers are explained, with what was tried, in docs/decisions.md.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from momatch.config import ConfigError, DistillConfig, MonitorConfig, RunConfig, TeacherConfig
+from momatch.config import (
+    ConfigError,
+    DistillConfig,
+    MonitorConfig,
+    RunConfig,
+    TeacherConfig,
+    WeightingConfig,
+)
 from momatch.networks.configs import UNetConfig
 from momatch.training.loop import TrainConfig
 from momatch.training.optim import OptimConfig
+
+LONGER_STEPS = WeightingConfig(delta_exponent=0.6)  # flat w; what moved students most (docs/decisions.md)
 
 
 def digits_teacher() -> TeacherConfig:
@@ -25,6 +35,7 @@ def digits(steps: int) -> DistillConfig:
     """Digits student as documented in docs/numbers.md."""
     return DistillConfig(
         steps=steps,
+        weighting=LONGER_STEPS,
         train=TrainConfig(num_steps=1500, batch_size=128),
         optim=OptimConfig(learning_rate=3e-4),
     )
@@ -50,10 +61,26 @@ def digits_8() -> DistillConfig:
     return digits(8)
 
 
+def digits_instant(steps: int) -> DistillConfig:
+    """Digits student by Algorithm 3: as many student updates and pictures a minibatch as `digits`."""
+    return replace(
+        digits(steps),
+        method="instant",
+        train=TrainConfig(num_steps=750, batch_size=128, log_every=10),
+        optim=OptimConfig(learning_rate=3e-4, warmup_steps=50),
+    )
+
+
+def digits_instant_8() -> DistillConfig:
+    """Digits student of 8 steps, instant moment matching (no auxiliary network)."""
+    return digits_instant(8)
+
+
 def demo() -> DistillConfig:
     """What `momatch demo` runs: digits, 8 steps, two thirds of the documented budget."""
     return DistillConfig(
         steps=8,
+        weighting=LONGER_STEPS,
         train=TrainConfig(num_steps=1000, batch_size=128, checkpoint_every=200),
         optim=OptimConfig(learning_rate=3e-4),
         monitor=MonitorConfig(every=200),
@@ -66,6 +93,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "digits-2": digits_2,
     "digits-4": digits_4,
     "digits-8": digits_8,
+    "digits-instant-8": digits_instant_8,
     "demo": demo,
 }
 

@@ -10,35 +10,28 @@ A run's folder holds config.json, metrics.jsonl, checkpoints/, samples/, in the 
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from filelock import FileLock, Timeout
 
 from momatch import config as configs
-from momatch.config import ConfigError, DistillConfig, RunConfig, TeacherConfig
-from momatch.data.images import ImageSet, Split
-from momatch.denoiser import Denoiser
+from momatch.config import ConfigError, DistillConfig, RunConfig, StoppingConfig
+from momatch.data.images import ImageSet
 from momatch.evaluation.builtin import feature_extractor
-from momatch.methods import weighting
-from momatch.methods.alternating import Alternating
 from momatch.methods.base import Method
-from momatch.methods.denoising import Denoising
-from momatch.methods.instant import Instant, adam_preconditioner, estimate_second_moments
-from momatch.methods.products import choose_product
-from momatch.methods.transition import Transition
-from momatch.methods.warm_start import WarmStart
-from momatch.model import SECOND_MOMENTS, Model, Student
+from momatch.model import SECOND_MOMENTS, Model
 from momatch.monitoring import Look, Monitor
-from momatch.networks import registry
-from momatch.schedules import NoiseSchedule
+from momatch.stopping import Smoothed, Stopper
 from momatch.training import checkpoint
-from momatch.training.batches import Batches, image_batches
+from momatch.training.batches import Batches
 from momatch.training.loop import Record, train
+
+FRECHET_KEY = "frechet of the look"  # beside the weights in best.safetensors
 
 
 @dataclass(frozen=True)
@@ -49,11 +42,13 @@ class Event:
         record: the training loop's record.
         look: a look at the samples, when there was one at this step.
         alarms: sentences about what left sane bounds.
+        stopped: why the run ends with this step, before its last; None if it goes on.
     """
 
     record: Record
     look: Look | None
     alarms: list[str]
+    stopped: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +62,8 @@ class Run:
         model: what is being trained; shares its weights with the method.
         data: the training pictures.
         directory: the run's folder, or None to keep nothing.
+        reference: the pictures that looks are compared with; the training pictures, or some kept back.
+        best: the best model that a look has seen.
     """
 
     config: RunConfig
@@ -75,6 +72,8 @@ class Run:
     model: Model
     data: ImageSet
     directory: Path | None
+    reference: ImageSet
+    best: Best
 
     def __iter__(self) -> Iterator[Event]:
         """As `events`."""
@@ -83,38 +82,68 @@ class Run:
     def events(self) -> Generator[Event, None, None]:
         """Train to the end from wherever the folder's newest checkpoint stands.
 
-        Leaving the iteration early saves a checkpoint.
+        Leaving the iteration early saves a checkpoint. A run that its stopping rule has ended stays ended.
 
         Raises:
-            ConfigError: if the folder holds a run of another config.
+            ConfigError: if the folder holds a run of another config, or another process trains in it.
             CheckpointError, NonFiniteLossError, OSError: see `momatch.training`.
         """
-        log = _Log(self.directory, self.config)
-        settings = self.config.monitor
-        extractor = feature_extractor(self.data.name)
+        with _exclusive(self.directory):
+            log = _Log(self.directory, self.config)
+            if log.stopped():
+                return
+            records = train(
+                self.method,
+                self.batches,
+                self.config.train,
+                self.config.optim,
+                self.directory / "checkpoints" if self.directory else None,
+            )
+            try:
+                yield from self._watch(records, log)
+            finally:
+                records.close()
+
+    def _watch(self, records: Iterator[Record], log: _Log) -> Iterator[Event]:
+        """The records with what can be seen from outside; ends early if the stopping rule says so."""
+        settings, rule = self.config.monitor, self._stopping
         monitor = Monitor(
-            self.model, self.data, extractor, settings.num_samples, self.directory, self.config.train.seed
+            self.model,
+            self.reference,
+            feature_extractor(self.data.name),
+            settings.num_samples,
+            self.directory,
+            self.config.train.seed,
         )
-        folder = self.directory / "checkpoints" if self.directory else None
-        records = train(self.method, self.batches, self.config.train, self.config.optim, folder)
-        try:
-            for record in records:
-                look, alarms = None, monitor.check(record.metrics)
-                if settings.every and record.step % settings.every == 0:
-                    look, worse = monitor.look(record.step)
-                    alarms += worse
-                event = Event(record, look, alarms)
-                log.write(event, monitor)
-                yield event
-        finally:
-            records.close()
+        stopper, smoothed = Stopper(rule), Smoothed("instant_loss", rule.window)
+        stopper.best = self.best.frechet
+        for record in records:
+            record.metrics.update(smoothed.update(record.metrics))
+            look, alarms = None, monitor.check(record.metrics)
+            if settings.every and record.step % settings.every == 0:
+                look, worse = monitor.look(record.step)
+                alarms += worse
+                if stopper.see_look(look) and rule.active:
+                    self.best.keep(self.model, look)
+            reason = stopper.reason(record.metrics)
+            event = Event(record, look, alarms, reason)
+            log.write(event, monitor)
+            yield event
+            if reason:
+                return
+
+    @property
+    def _stopping(self) -> StoppingConfig:
+        return self.config.stopping if isinstance(self.config, DistillConfig) else StoppingConfig()
 
     def finish(self) -> Model:
         """The trained model; saved as `student/` or `teacher/` in the run's folder.
 
-        A teacher's second moments (Adam's v̂ for every weight) are saved beside it, as
-        second-moments.safetensors: parameter-space moment matching needs them.
+        With a stopping rule it is the best that was seen. A teacher's second moments (Adam's v̂ for every
+        weight) are saved beside it, as second-moments.safetensors: Algorithm 3 needs them.
         """
+        if self._stopping.active:
+            self.best.restore(self.model)
         if self.directory:
             role = "student" if isinstance(self.config, DistillConfig) else "teacher"
             self.model.save(self.directory / role)
@@ -126,188 +155,54 @@ class Run:
         return self.model
 
 
-def distillation(
-    teacher: Model, data: Split, config: DistillConfig, directory: str | Path | None = None
-) -> Run:
-    """A run that distils `teacher` into a student of `config.steps` steps.
+class Best:
+    """The weights that made the best look so far, in memory, and as best.safetensors in the run's folder."""
 
-    Raises:
-        ConfigError: if a value is impossible, or teacher and data do not fit each other.
-    """
-    configs.check(config)
-    check_fit(teacher, data.train)
-    if config.guidance.scale and not teacher.denoiser.null_values:
+    def __init__(self, directory: Path | None):
+        self.path = directory / "best.safetensors" if directory else None
+        self.frechet, self.weights = float("inf"), {}
+        if self.path and self.path.is_file():
+            self.weights = checkpoint.load_tensors(self.path)
+            self.frechet = float(self.weights.pop(FRECHET_KEY))
+
+    def keep(self, model: Model, look: Look) -> None:
+        """Remember the model's weights as those of this look."""
+        state = model.denoiser.network.state_dict()
+        self.weights = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+        self.frechet = look.frechet
+        if self.path:
+            frechet = torch.tensor(look.frechet, dtype=torch.float64)
+            checkpoint.save_tensors(self.path, {FRECHET_KEY: frechet, **self.weights})
+
+    def restore(self, model: Model) -> None:
+        """Put the best weights back into the model; nothing happens if there was no look."""
+        if self.weights:
+            model.denoiser.network.load_state_dict(self.weights)
+
+
+@contextmanager
+def _exclusive(directory: Path | None) -> Iterator[None]:
+    """Holds the folder's lock, so that no two processes train in it at once; freed if the process dies."""
+    if directory is None:
+        yield
+        return
+    lock = FileLock(directory / ".lock", timeout=0)
+    try:
+        if not directory.exists():
+            directory.mkdir(parents=True)
+        lock.acquire()
+    except Timeout:
         raise ConfigError(
-            f"guidance.scale is {config.guidance.scale}, but this teacher has no null condition to guide "
-            "away from; use guidance.scale 0, or a teacher trained with cond_dropout"
-        )
-    path = _path(directory)
-    schedule = config.schedule.build(teacher.schedule)
-    student, network = _student(teacher, config)
-    method = _method(teacher, student, schedule, data.train, config, path)
-    if config.warm_start_steps:
-        method = WarmStart(Denoising(student, schedule, cond_dropout=0.0), method, config.warm_start_steps)
-    info = {
-        "role": "student",
-        "teacher": config.teacher,
-        "data": config.data,
-        "config": configs.to_json(config),
-    }
-    model = Student(student, network, schedule, teacher.sample_shape, config.steps, teacher.num_classes, info)
-    return Run(config, method, _batches(data.train, teacher.num_classes, config), model, data.train, path)
-
-
-def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:
-    """A copy of the teacher that can learn, with the student's dropout, and its network's shape."""
-    denoiser = copy.deepcopy(teacher.denoiser).requires_grad_(True)
-    if not config.student_dropout:
-        return denoiser, teacher.network
-    if not hasattr(teacher.network, "dropout"):
+            f"another process is training in {directory}; wait for it, stop it, or choose another --out"
+        ) from None
+    except OSError as error:
         raise ConfigError(
-            f"student_dropout is {config.student_dropout}, but a network of type "
-            f"{type(teacher.network).__name__} has no dropout; use student_dropout 0"
-        )
-    shape = replace(teacher.network, dropout=config.student_dropout)
-    with torch.random.fork_rng(devices=[]):
-        network = registry.build(shape)
-    network.load_state_dict(denoiser.network.state_dict())
-    return Denoiser(network, denoiser.prediction, denoiser.null_values), shape
-
-
-def _method(
-    teacher: Model,
-    student: Denoiser,
-    schedule: NoiseSchedule,
-    data: ImageSet,
-    config: DistillConfig,
-    directory: Path | None,
-) -> Method:
-    """Algorithm 2 or 3, as the config says."""
-    guided = config.guidance.apply(teacher.denoiser)
-    transition = Transition(
-        schedule,
-        config.steps,
-        config.weighting.build_density(schedule),
-        weighting.power(config.weighting.delta_exponent),
-        config.posterior,
-        config.source,
-    )
-    weight = config.weighting.build_weighting()
-    if config.method == "alternating":
-        auxiliary = copy.deepcopy(teacher.denoiser).requires_grad_(True)
-        return Alternating(guided, student, auxiliary, transition, weight, config.update, config.teacher_term)
-    moments = _second_moments(teacher, data, config, directory)
-    scale = adam_preconditioner(moments, config.instant.lambda_eps)
-    # The guided denoiser names the same parameters otherwise.
-    name_of = {id(p): name for name, p in teacher.denoiser.named_parameters()}
-    scale = {name: scale[name_of[id(p)]] for name, p in guided.named_parameters()}
-    probe = _batches(data, teacher.num_classes, replace(config, train=replace(config.train, batch_size=1)))(0)
-    _, product = choose_product(
-        config.instant.product, guided, probe.x, schedule(torch.full((len(probe.x),), 0.5)), probe.cond
-    )
-    return Instant(guided, student, transition, scale, weight, product, config.instant.centre)
-
-
-def _second_moments(
-    teacher: Model, data: ImageSet, config: DistillConfig, directory: Path | None
-) -> dict[str, Tensor]:
-    """v̂ for Λ: the run's own if it has been estimated, an estimate if one is asked for, or the teacher's."""
-    steps = config.instant.lambda_steps
-    if not steps:
-        moments = teacher.second_moments()
-        if moments is None:
-            raise ConfigError(
-                "this teacher comes without second-moments.safetensors, and instant.lambda_steps is 0; "
-                "set instant.lambda_steps to 300, to estimate them on the data"
-            )
-    elif directory and (directory / SECOND_MOMENTS).is_file():
-        moments = checkpoint.load_tensors(directory / SECOND_MOMENTS)
-    else:
-        batches = _batches(data, teacher.num_classes, config)
-        moments = estimate_second_moments(
-            Denoising(teacher.denoiser, teacher.schedule, cond_dropout=0.0), batches, steps
-        )
-        if directory:
-            claim(directory, config)
-            checkpoint.save_tensors(directory / SECOND_MOMENTS, moments)
-    wanted = {name: p.shape for name, p in teacher.denoiser.named_parameters()}
-    if {name: v.shape for name, v in moments.items()} != wanted:
-        raise ConfigError(
-            "the second moments belong to a network of another shape; set instant.lambda_steps to 300, to "
-            "estimate them on the data"
-        )
-    return moments
-
-
-def teacher_training(data: Split, config: TeacherConfig, directory: str | Path | None = None) -> Run:
-    """A run that trains a teacher on `data` by denoising.
-
-    Raises:
-        ConfigError: if a value is impossible, or the network does not fit the pictures.
-    """
-    configs.check(config)
-    images = data.train
-    num_classes = images.num_classes if images.num_classes > 1 else 0
-    shape = tuple(images.images.shape[1:])
-    if any(size % 2 ** (len(config.network.channels) - 1) for size in shape[1:]):
-        raise ConfigError(
-            f"network.channels has {len(config.network.channels)} levels, "
-            f"too many for {shape[1]}×{shape[2]} pictures; each level halves them"
-        )
-    network_config = replace(config.network, image_channels=shape[0], num_classes=num_classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
-        network = registry.build(network_config)
-    denoiser = Denoiser(network, config.prediction, {"label": num_classes} if num_classes else {})
-    schedule = config.schedule.build()
-    method = Denoising(
-        denoiser,
-        schedule,
-        config.weighting.build_weighting(),
-        config.weighting.build_density(schedule),
-        config.cond_dropout,
-    )
-    info = {"role": "teacher", "data": config.data, "config": configs.to_json(config)}
-    model = Model(denoiser, network_config, schedule, shape, config.sampling_steps, num_classes, info)
-    return Run(config, method, _batches(images, num_classes, config), model, images, _path(directory))
-
-
-def distill(
-    teacher: Model, data: Split, config: DistillConfig | None = None, directory: str | Path | None = None
-) -> Student:
-    """Distil `teacher` on `data`, start to end: the whole of momatch in one call.
-
-    Args:
-        teacher: from `load_teacher`.
-        data: from `load_data`.
-        config: settings; a recipe, or `DistillConfig()`.
-        directory: where to keep checkpoints, logs and the student; None keeps nothing.
-
-    Returns:
-        The student, ready to `sample` and `save`.
-
-    Raises:
-        ConfigError: if a value is impossible, or teacher and data do not fit each other.
-    """
-    run = distillation(teacher, data, config or DistillConfig(), directory)
-    for _ in run:
-        pass
-    student = run.finish()
-    assert isinstance(student, Student)
-    return student
-
-
-def check_fit(model: Model, images: ImageSet) -> None:
-    """Refuse pictures that a model cannot make.
-
-    Raises:
-        ConfigError: if their shapes differ, or the pictures have more classes.
-    """
-    shape = tuple(images.images.shape[1:])
-    if shape != model.sample_shape:
-        raise ConfigError(f"the data are pictures of shape {shape}, the model makes {model.sample_shape}")
-    if model.num_classes and images.num_classes > model.num_classes:
-        raise ConfigError(f"the data have {images.num_classes} classes, the model knows {model.num_classes}")
+            f"cannot write into {directory}: {error.strerror or error}; choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Log:
@@ -339,9 +234,17 @@ class _Log:
         if event.look:
             rows.append({"event": "look", **asdict(event.look)})
         rows += [dict(event="alarm", step=record.step, message=message) for message in event.alarms]
+        if event.stopped:
+            rows.append(dict(event="stop", step=record.step, reason=event.stopped))
         if rows:
             with self.path.open("a") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+    def stopped(self) -> bool:
+        """Whether the stopping rule has ended this run already."""
+        if self.path is None or not self.path.exists():
+            return False
+        return any('"event": "stop"' in line for line in self.path.read_text().splitlines())
 
     def _drop_from(self, step: int) -> None:
         """Forget lines at or after `step`: steps that a crash took back are about to be done again."""
@@ -387,19 +290,8 @@ def claim(directory: Path, config: RunConfig) -> None:
         ) from None
 
 
-def _path(directory: str | Path | None) -> Path | None:
-    return None if directory is None else Path(directory)
-
-
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError):  # a line cut short by a crash
         return float("inf")
-
-
-def _batches(images: ImageSet, num_classes: int, config: RunConfig) -> Batches:
-    labels = images.labels if num_classes else None
-    instant = isinstance(config, DistillConfig) and config.method == "instant"  # it takes two minibatches
-    size = config.train.batch_size * (2 if instant else 1)
-    return image_batches(images.images, labels, size, config.train.seed)

@@ -39,7 +39,7 @@ class RunFolder:
         path: the folder.
         config: config.json.
         records: lines of metrics.jsonl with metrics.
-        events: its other lines: "start", "look", "alarm".
+        events: its other lines: "start", "look", "alarm", "stop".
         rows: of evaluation.json; empty if there is none, or it cannot be read.
         problems: sentences about files that cannot be read.
     """
@@ -69,6 +69,11 @@ class RunFolder:
     def steps_planned(self) -> int:
         """train.num_steps."""
         return self.config.get("train", {}).get("num_steps", 0)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps are done, or the stopping rule has ended the run."""
+        return self.steps_done >= self.steps_planned or bool(self.of_event("stop"))
 
     @property
     def seconds(self) -> float:
@@ -162,14 +167,21 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         ("run", "distillation by moment matching" if run.is_distillation else "teacher training by denoising")
     ]
     if run.is_distillation:
-        facts += [("teacher", str(config.get("teacher"))), ("update", str(config.get("update")))]
+        facts += [("teacher", str(config.get("teacher"))), ("method", _method(config))]
         facts += [("student", f"{count_of(config.get('steps', 0), 'network call')} a sample")]
     facts += [
         ("data", str(config.get("data"))),
         ("training", f"{run.steps_done:,} of {count_of(run.steps_planned, 'step')}, {images:,} images seen"),
         ("time spent training", duration(run.seconds)),
     ]
-    return facts
+    stops = run.of_event("stop")
+    return facts + [("why it stopped", str(stop.get("reason"))) for stop in stops[-1:]]
+
+
+def _method(config: dict[str, Any]) -> str:
+    if config.get("method") == "instant":
+        return "instant (Algorithm 3)"
+    return f"{config.get('update')} (Algorithm 2)"
 
 
 def _verdict(run: RunFolder) -> Verdict:
@@ -190,7 +202,7 @@ def _verdict(run: RunFolder) -> Verdict:
 
 
 def _unfinished(run: RunFolder) -> str:
-    if run.steps_done >= run.steps_planned:
+    if run.is_complete:
         return ""
     return (
         f"This run stopped at step {run.steps_done:,} of {run.steps_planned:,}. "
@@ -239,13 +251,20 @@ def _curves(run: RunFolder) -> list[Picture]:
         (
             len(run.of_event("look")) > 1,
             lambda: plots.frechet_curve(run.of_event("look")),
-            "The cheap Fréchet distance against training pictures. Few samples bias it upwards: "
+            "The cheap Fréchet distance against training pictures (with a stopping "
+            "rule: pictures kept back). Few samples bias it upwards: "
             "read its course, not its height.",
         ),
         (
             has_gap,
             lambda: plots.training_curve(run.records, "gap", "gap ‖x_auxiliary − x_teacher‖²"),
             "How far the auxiliary model, which follows the student, is from the teacher (weighted).",
+        ),
+        (
+            sum("instant_loss" in record for record in run.records) > 1,
+            lambda: plots.training_curve(run.records, "instant_loss", "instant loss"),
+            "What the teacher could still learn from the student's samples: it falls towards 0 as they get "
+            "better. Single values are noisy and may be negative (left out here).",
         ),
         (has_loss, lambda: plots.training_curve(run.records, "loss"), "The denoising loss."),
         (
@@ -261,7 +280,7 @@ def _commands(run: RunFolder) -> list[tuple[str, str]]:
     """(what for, command), for the next thing to do."""
     folder, config = shlex.quote(str(run.path)), run.config
     again = "distill" if run.is_distillation else "train-teacher"
-    if run.steps_done < run.steps_planned:
+    if not run.is_complete:
         return [
             (
                 "go on from the last checkpoint",

@@ -1,0 +1,239 @@
+"""From a config to a run: the method with its networks, its weights and its minibatches.
+
+run = distillation(teacher, data, config, directory)    # or teacher_training(data, config, directory)
+student = distill(teacher, data, config, directory)     # start to end
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from momatch import config as configs
+from momatch.config import ConfigError, DistillConfig, RunConfig, TeacherConfig
+from momatch.data.images import ImageSet, Split, stratified_split
+from momatch.denoiser import Denoiser
+from momatch.methods import weighting
+from momatch.methods.alternating import Alternating
+from momatch.methods.base import Method
+from momatch.methods.denoising import Denoising
+from momatch.methods.instant import Instant, adam_preconditioner, estimate_second_moments
+from momatch.methods.products import choose_product
+from momatch.methods.transition import Transition
+from momatch.methods.warm_start import WarmStart
+from momatch.model import SECOND_MOMENTS, Model, Student
+from momatch.networks import registry
+from momatch.runs import Best, Run, claim
+from momatch.schedules import NoiseSchedule
+from momatch.training import checkpoint
+from momatch.training.batches import Batches, image_batches
+
+
+def distillation(
+    teacher: Model, data: Split, config: DistillConfig, directory: str | Path | None = None
+) -> Run:
+    """A run that distils `teacher` into a student of `config.steps` steps.
+
+    Raises:
+        ConfigError: if a value is impossible, or teacher and data do not fit each other.
+    """
+    configs.check(config)
+    check_fit(teacher, data.train)
+    if config.guidance.scale and not teacher.denoiser.null_values:
+        raise ConfigError(
+            f"guidance.scale is {config.guidance.scale}, but this teacher has no null condition to guide "
+            "away from; use guidance.scale 0, or a teacher trained with cond_dropout"
+        )
+    path = _path(directory)
+    images = reference = data.train
+    if config.stopping.active:
+        parts = stratified_split(data.train, config.stopping.held_back, config.train.seed)
+        images, reference = parts.train, parts.heldout
+        if len(reference) < 2:
+            raise ConfigError(
+                f"stopping.held_back {config.stopping.held_back} keeps {len(reference)} of {len(data.train)} "
+                "pictures; it must keep 2 or more, and hundreds to tell much"
+            )
+    schedule = config.schedule.build(teacher.schedule)
+    student, network = _student(teacher, config)
+    method = _method(teacher, student, schedule, images, config, path)
+    if config.warm_start_steps:
+        method = WarmStart(Denoising(student, schedule, cond_dropout=0.0), method, config.warm_start_steps)
+    info = {
+        "role": "student",
+        "teacher": config.teacher,
+        "data": config.data,
+        "config": configs.to_json(config),
+    }
+    model = Student(student, network, schedule, teacher.sample_shape, config.steps, teacher.num_classes, info)
+    batches = _batches(images, teacher.num_classes, config)
+    return Run(config, method, batches, model, images, path, reference, Best(path))
+
+
+def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:
+    """A copy of the teacher that can learn, with the student's dropout, and its network's shape."""
+    denoiser = copy.deepcopy(teacher.denoiser).requires_grad_(True)
+    if not config.student_dropout:
+        return denoiser, teacher.network
+    if not hasattr(teacher.network, "dropout"):
+        raise ConfigError(
+            f"student_dropout is {config.student_dropout}, but a network of type "
+            f"{type(teacher.network).__name__} has no dropout; use student_dropout 0"
+        )
+    shape = replace(teacher.network, dropout=config.student_dropout)
+    with torch.random.fork_rng(devices=[]):
+        network = registry.build(shape)
+    network.load_state_dict(denoiser.network.state_dict())
+    return Denoiser(network, denoiser.prediction, denoiser.null_values), shape
+
+
+def _method(
+    teacher: Model,
+    student: Denoiser,
+    schedule: NoiseSchedule,
+    data: ImageSet,
+    config: DistillConfig,
+    directory: Path | None,
+) -> Method:
+    """Algorithm 2 or 3, as the config says."""
+    guided = config.guidance.apply(teacher.denoiser)
+    transition = Transition(
+        schedule,
+        config.steps,
+        config.weighting.build_density(schedule),
+        weighting.power(config.weighting.delta_exponent),
+        config.posterior,
+        config.source,
+    )
+    weight = config.weighting.build_weighting()
+    if config.method == "alternating":
+        auxiliary = copy.deepcopy(teacher.denoiser).requires_grad_(True)
+        return Alternating(guided, student, auxiliary, transition, weight, config.update, config.teacher_term)
+    moments = _second_moments(teacher, data, config, directory)
+    scale = adam_preconditioner(moments, config.instant.lambda_eps)
+    # The guided denoiser names the same parameters otherwise.
+    name_of = {id(p): name for name, p in teacher.denoiser.named_parameters()}
+    scale = {name: scale[name_of[id(p)]] for name, p in guided.named_parameters()}
+    probe = _batches(data, teacher.num_classes, replace(config, train=replace(config.train, batch_size=1)))(0)
+    _, product = choose_product(
+        config.instant.product, guided, probe.x, schedule(torch.full((len(probe.x),), 0.5)), probe.cond
+    )
+    return Instant(guided, student, transition, scale, weight, product, config.instant.centre)
+
+
+def _second_moments(
+    teacher: Model, data: ImageSet, config: DistillConfig, directory: Path | None
+) -> dict[str, Tensor]:
+    """v̂ for Λ: the run's own if it has been estimated, an estimate if one is asked for, or the teacher's."""
+    steps = config.instant.lambda_steps
+    if not steps:
+        moments = teacher.second_moments()
+        if moments is None:
+            raise ConfigError(
+                "this teacher comes without second-moments.safetensors, and instant.lambda_steps is 0; "
+                "set instant.lambda_steps to 300, to estimate them on the data"
+            )
+    elif directory and (directory / SECOND_MOMENTS).is_file():
+        moments = checkpoint.load_tensors(directory / SECOND_MOMENTS)
+    else:
+        batches = _batches(data, teacher.num_classes, config)
+        moments = estimate_second_moments(
+            Denoising(teacher.denoiser, teacher.schedule, cond_dropout=0.0), batches, steps
+        )
+        if directory:
+            claim(directory, config)
+            checkpoint.save_tensors(directory / SECOND_MOMENTS, moments)
+    wanted = {name: p.shape for name, p in teacher.denoiser.named_parameters()}
+    if {name: v.shape for name, v in moments.items()} != wanted:
+        raise ConfigError(
+            "the second moments belong to a network of another shape; set instant.lambda_steps to 300, to "
+            "estimate them on the data"
+        )
+    return moments
+
+
+def teacher_training(data: Split, config: TeacherConfig, directory: str | Path | None = None) -> Run:
+    """A run that trains a teacher on `data` by denoising.
+
+    Raises:
+        ConfigError: if a value is impossible, or the network does not fit the pictures.
+    """
+    configs.check(config)
+    images = data.train
+    num_classes = images.num_classes if images.num_classes > 1 else 0
+    shape = tuple(images.images.shape[1:])
+    if any(size % 2 ** (len(config.network.channels) - 1) for size in shape[1:]):
+        raise ConfigError(
+            f"network.channels has {len(config.network.channels)} levels, "
+            f"too many for {shape[1]}×{shape[2]} pictures; each level halves them"
+        )
+    network_config = replace(config.network, image_channels=shape[0], num_classes=num_classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        network = registry.build(network_config)
+    denoiser = Denoiser(network, config.prediction, {"label": num_classes} if num_classes else {})
+    schedule = config.schedule.build()
+    method = Denoising(
+        denoiser,
+        schedule,
+        config.weighting.build_weighting(),
+        config.weighting.build_density(schedule),
+        config.cond_dropout,
+    )
+    info = {"role": "teacher", "data": config.data, "config": configs.to_json(config)}
+    model = Model(denoiser, network_config, schedule, shape, config.sampling_steps, num_classes, info)
+    batches, path = _batches(images, num_classes, config), _path(directory)
+    return Run(config, method, batches, model, images, path, images, Best(None))
+
+
+def distill(
+    teacher: Model, data: Split, config: DistillConfig | None = None, directory: str | Path | None = None
+) -> Student:
+    """Distil `teacher` on `data`, start to end: the whole of momatch in one call.
+
+    Args:
+        teacher: from `load_teacher`.
+        data: from `load_data`.
+        config: settings; a recipe, or `DistillConfig()`.
+        directory: where to keep checkpoints, logs and the student; None keeps nothing.
+
+    Returns:
+        The student, ready to `sample` and `save`.
+
+    Raises:
+        ConfigError: if a value is impossible, or teacher and data do not fit each other.
+    """
+    run = distillation(teacher, data, config or DistillConfig(), directory)
+    for _ in run:
+        pass
+    student = run.finish()
+    assert isinstance(student, Student)
+    return student
+
+
+def check_fit(model: Model, images: ImageSet) -> None:
+    """Refuse pictures that a model cannot make.
+
+    Raises:
+        ConfigError: if their shapes differ, or the pictures have more classes.
+    """
+    shape = tuple(images.images.shape[1:])
+    if shape != model.sample_shape:
+        raise ConfigError(f"the data are pictures of shape {shape}, the model makes {model.sample_shape}")
+    if model.num_classes and images.num_classes > model.num_classes:
+        raise ConfigError(f"the data have {images.num_classes} classes, the model knows {model.num_classes}")
+
+
+def _path(directory: str | Path | None) -> Path | None:
+    return None if directory is None else Path(directory)
+
+
+def _batches(images: ImageSet, num_classes: int, config: RunConfig) -> Batches:
+    labels = images.labels if num_classes else None
+    instant = isinstance(config, DistillConfig) and config.method == "instant"  # it takes two minibatches
+    size = config.train.batch_size * (2 if instant else 1)
+    return image_batches(images.images, labels, size, config.train.seed)
