@@ -168,7 +168,7 @@ class Best:
     def keep(self, model: Model, look: Look) -> None:
         """Remember the model's weights as those of this look."""
         state = model.denoiser.network.state_dict()
-        self.weights = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+        self.weights = {key: value.detach().clone() for key, value in state.items()}
         self.frechet = look.frechet
         if self.path:
             frechet = torch.tensor(look.frechet, dtype=torch.float64)

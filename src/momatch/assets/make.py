@@ -40,9 +40,7 @@ def make_classifier() -> None:
     network.eval()
     with torch.no_grad():
         hits = network(data.heldout.images).argmax(1) == data.heldout.labels
-    save_tensors(
-        DIGITS_CLASSIFIER, {name: value.contiguous() for name, value in network.state_dict().items()}
-    )
+    save_tensors(DIGITS_CLASSIFIER, network.state_dict())
     note = {
         "made_by": "python -m momatch.assets.make classifier",
         "seed": SEED,

@@ -96,6 +96,8 @@ class Transition:
         z = batch.normal()
         for left in range(self.steps, 1, -1):
             going = (calls_left < left).nonzero().squeeze(1)
+            if len(going) == 0:
+                continue
             times = torch.tensor([[left], [left - 1]], device=z.device, dtype=z.dtype) / self.steps
             logsnr_t, logsnr_s = self.schedule(times).expand(2, len(going)).unbind()
             cond = {key: value[going] for key, value in batch.cond.items()} if batch.cond else None

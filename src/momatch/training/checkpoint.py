@@ -115,7 +115,8 @@ def second_moments(directory: Path, role: str, beta2: float) -> dict[str, Tensor
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors as one safetensors file, whole or not at all."""
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    dense = {key: value.contiguous() for key, value in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(dense, temporary))
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:

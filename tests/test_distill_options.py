@@ -1,0 +1,301 @@
+"""Every option of a distillation, on a tiny network: it runs, resumes, refuses, and is planned."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from filelock import FileLock
+
+from momatch import config as configs
+from momatch import planning, schedules
+from momatch.assembly import distillation
+from momatch.config import (
+    ConfigError,
+    DistillConfig,
+    GuidanceConfig,
+    InstantConfig,
+    MonitorConfig,
+    ScheduleConfig,
+    StoppingConfig,
+)
+from momatch.data.images import ImageSet, Split
+from momatch.denoiser import Denoiser
+from momatch.errors import UsageError
+from momatch.methods.base import Batch
+from momatch.model import Model, load_model
+from momatch.monitoring import Look
+from momatch.networks.configs import UNetConfig, UViTConfig
+from momatch.networks.registry import NetworkConfig, build, from_json, to_json
+from momatch.reports.html import read_run, write_report
+from momatch.stopping import Smoothed, Stopper
+from momatch.training.loop import TrainConfig
+
+UNET = UNetConfig(channels=(8, 16), attention_levels=(1,), num_classes=3, embedding_dim=16)
+UVIT = UViTConfig(channels=(8,), width=16, depth=1, num_classes=3, embedding_dim=16)
+CONFIG = DistillConfig(
+    method="instant",
+    instant=InstantConfig(lambda_steps=3),
+    train=TrainConfig(num_steps=6, batch_size=4, log_every=1, checkpoint_every=2),
+    monitor=MonitorConfig(every=0),
+)
+
+
+def make_teacher(network: NetworkConfig = UNET) -> Model:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = build(network)
+        for parameter in net.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    denoiser = Denoiser(net, "v", {"label": 3})
+    return Model(denoiser, network, schedules.cosine(), (1, 8, 8), 64, 3, {"role": "teacher"})
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(90, 1, 8, 8, generator=generator) * 2 - 1
+    pictures = ImageSet(images, torch.arange(90) % 3, 3, "random")
+    return Split(pictures, pictures)
+
+
+def weights(run) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in run.model.denoiser.parameters()])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        replace(CONFIG, instant=InstantConfig(lambda_steps=3, product="difference", centre=True)),
+        replace(CONFIG, guidance=GuidanceConfig(1.0, -5, 5, "dynamic"), steps=2),
+        replace(CONFIG, method="alternating", posterior="fresh", student_dropout=0.3),
+        replace(CONFIG, method="alternating", update="joint", source="rollout", steps=3),
+        replace(
+            CONFIG, method="alternating", warm_start_steps=3, schedule=ScheduleConfig("cosine", shift=-1.0)
+        ),
+    ],
+    ids=["instant", "centred difference", "guided", "fresh, dropout", "rollout", "warm start"],
+)
+def test_a_stopped_and_resumed_run_equals_an_unbroken_one(config, data, tmp_path):
+    unbroken = distillation(make_teacher(), data, config, tmp_path / "a")
+    start = weights(unbroken)
+    for _ in unbroken:
+        pass
+    first = distillation(make_teacher(), data, config, tmp_path / "b")
+    events = first.events()
+    for event in events:
+        if event.record.step == 3:
+            break
+    events.close()
+    resumed = distillation(make_teacher(), data, config, tmp_path / "b")
+    for _ in resumed:
+        pass
+    assert torch.equal(weights(unbroken), weights(resumed))
+    assert not torch.equal(weights(unbroken), start)
+    model = resumed.finish()
+    assert bool(model.sample(2).isfinite().all())
+    assert load_model(tmp_path / "b" / "student").network == model.network
+
+
+@pytest.mark.parametrize("network", [UNET, UVIT, replace(UVIT, channels=(), patch_size=2)])
+def test_networks_are_saved_and_loaded_and_every_branch_learns(network, data, tmp_path):
+    assert from_json(json.loads(json.dumps(to_json(network)))) == network
+    run = distillation(make_teacher(network), data, replace(CONFIG, student_dropout=0.1))
+    before = {k: v.clone() for k, v in run.model.denoiser.named_parameters()}
+    for _ in run:
+        pass
+    still = [k for k, v in run.model.denoiser.named_parameters() if torch.equal(v, before[k])]
+    assert not [k for k in still if "qkv.bias" not in k], still  # a key's bias changes nothing
+    student = run.finish()
+    student.save(tmp_path / "student")
+    loaded = load_model(tmp_path / "student")
+    cond = {"label": torch.tensor([0, 1, 2])}
+    assert torch.equal(student.sample(3, 2, cond, 1), loaded.sample(3, 2, cond, 1))
+
+
+def test_a_guided_teacher_is_matched_where_guidance_acts(data):
+    """With the same draws, a guided teacher gives another gradient, inside the interval alone."""
+
+    def gradient(guidance: GuidanceConfig) -> torch.Tensor:
+        config = replace(CONFIG, method="alternating", guidance=guidance)
+        run = distillation(make_teacher(), data, config)
+        run.method.step(1, run.batches(1)).losses["student"].backward()
+        return torch.cat([p.grad.flatten() for p in run.model.denoiser.parameters()])
+
+    plain, outside, inside = (
+        gradient(GuidanceConfig(scale, low, high))
+        for scale, low, high in ((0.0, -20, 20), (2.0, 30, 40), (2.0, -20, 20))
+    )
+    assert torch.equal(plain, outside) and not torch.allclose(plain, inside)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(instant=InstantConfig()), "lambda_steps to 300"),
+        (dict(guidance=GuidanceConfig(1.0, 3, -3)), "below guidance.logsnr_max"),
+        (dict(guidance=GuidanceConfig(-1.0)), "guidance.scale is -1"),
+        (dict(update="joint"), "method=instant"),
+        (dict(warm_start_steps=6), "below train.num_steps"),
+        (dict(student_dropout=1.0), "student_dropout is 1"),
+        (dict(stopping=StoppingConfig(patience=3)), "looks at the samples"),
+        (
+            dict(method="alternating", stopping=StoppingConfig(within_noise=2.0), monitor=MonitorConfig(2)),
+            "needs method=instant",
+        ),
+        (dict(instant=InstantConfig(centre=True), source="rollout"), "instant.centre needs source=data"),
+    ],
+)
+def test_impossible_combinations_are_refused_in_a_sentence(changes, says, data):
+    with pytest.raises(ConfigError, match=says):
+        distillation(make_teacher(), data, replace(CONFIG, **changes))
+
+
+def test_guidance_needs_a_null_condition_and_forward_mode_a_network_that_has_it(data):
+    teacher = make_teacher()
+    teacher.denoiser.null_values.clear()
+    with pytest.raises(ConfigError, match="no null condition"):
+        distillation(teacher, data, replace(CONFIG, guidance=GuidanceConfig(1.0)))
+
+    class Old(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, z, logsnr, cond=None):
+            return Old.apply(self.network(z, logsnr, cond))
+
+    teacher = make_teacher()
+    teacher.denoiser.network = Wrapped(teacher.denoiser.network)
+    with pytest.raises(UsageError, match="instant.product=difference"):
+        distillation(teacher, data, replace(CONFIG, instant=InstantConfig("forward", 1)))
+
+
+def test_second_moments_are_estimated_once_kept_with_the_run_and_checked(data, tmp_path):
+    distillation(make_teacher(), data, CONFIG, tmp_path)
+    kept = (tmp_path / "second-moments.safetensors").read_bytes()
+    again = distillation(make_teacher(), data, CONFIG, tmp_path)
+    assert (tmp_path / "second-moments.safetensors").read_bytes() == kept
+    scales = again.method.preconditioner.values()
+    assert not all(torch.equal(s, torch.full_like(s, float(s.flatten()[0]))) for s in scales)
+    with pytest.raises(ConfigError, match="another shape"):
+        distillation(make_teacher(UVIT), data, CONFIG, tmp_path)
+
+
+def test_two_processes_cannot_train_in_one_folder(data, tmp_path):
+    run = distillation(make_teacher(), data, CONFIG, tmp_path / "run")
+    events = run.events()
+    next(events)
+    with pytest.raises(ConfigError, match="another process"):
+        next(distillation(make_teacher(), data, CONFIG, tmp_path / "run").events())
+    events.close()
+    assert len(list(distillation(make_teacher(), data, CONFIG, tmp_path / "run"))) == 5
+    assert FileLock(tmp_path / "run" / ".lock", timeout=0).acquire()
+
+
+def look(step: int, frechet: float) -> Look:
+    return Look(step, frechet, 100, "pixels", "held back", None)
+
+
+def test_patience_counts_looks_without_a_better_one():
+    stopper = Stopper(StoppingConfig(patience=2))
+    assert [stopper.see_look(look(i, f)) for i, f in enumerate([3.0, 2.0, 2.5, 1.9, 2.0, 2.1])] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert "2 looks" in (stopper.reason({}) or "")
+
+
+def test_the_smoothed_loss_stops_a_run_at_zero_or_at_its_floor():
+    smoothed = Smoothed("instant_loss", 4)
+    found = [smoothed.update({"instant_loss": v}) for v in (1.0, 3.0, 1.0, 3.0, 2.0)]
+    assert found[:3] == [{}] * 3
+    assert found[3] == {"instant_loss_mean": 2.0, "instant_loss_error": pytest.approx(math.sqrt(4 / 3 / 4))}
+    rule = StoppingConfig(within_noise=2.0, window=3)
+    assert "of 0" in (Stopper(rule).reason({"instant_loss_mean": 0.1, "instant_loss_error": 0.06}) or "")
+    stopper, said = Stopper(rule), []
+    for mean in (9.0, 5.0, 4.9, 4.95, 4.9, 4.9):
+        said.append(stopper.reason({"instant_loss_mean": mean, "instant_loss_error": 0.1}))
+    assert said[:4] == [None] * 4 and "has not fallen" in (said[4] or "")
+
+
+def test_a_run_that_stops_keeps_the_best_student_says_why_and_stays_stopped(data, tmp_path, monkeypatch):
+    from momatch import runs
+
+    values = iter([5.0, 2.0, 3.0, 4.0])
+
+    class Looks(runs.Monitor):
+        def look(self, step):
+            return look(step, next(values)), []
+
+    monkeypatch.setattr(runs, "Monitor", Looks)
+    config = replace(
+        CONFIG,
+        train=TrainConfig(num_steps=40, batch_size=4, log_every=1),
+        monitor=MonitorConfig(every=2),
+        stopping=StoppingConfig(patience=2, held_back=0.2),
+    )
+    run = distillation(make_teacher(), data, config, tmp_path)
+    assert len(run.reference) == 18 and len(run.data) == 72
+    after = {}
+    for event in run:
+        after[event.record.step] = copy.deepcopy(run.model.denoiser.state_dict())
+    assert max(after) == 8 and event.stopped
+    student = run.finish()
+    assert all(torch.equal(v, after[4][k]) for k, v in student.denoiser.state_dict().items())
+    resumed = distillation(make_teacher(), data, config, tmp_path)
+    assert list(resumed) == []
+    again = resumed.finish()
+    assert all(torch.equal(v, after[4][k]) for k, v in again.denoiser.state_dict().items())
+    write_report(tmp_path)
+    report = (tmp_path / "report.html").read_text()
+    assert "2 looks without a Fréchet distance below 2" in report
+    assert read_run(tmp_path).is_complete
+
+
+def test_the_plan_of_an_instant_run_counts_what_it_holds(data):
+    """No auxiliary and one optimizer; the teacher's gradient (which becomes ν) and Λ instead."""
+    teacher = make_teacher()
+    size = 4 * sum(p.numel() for p in teacher.denoiser.parameters())
+    found = planning.plan(CONFIG, teacher, data, probe_seconds=0)
+    by_role = {n.role: n for n in found.networks}
+    assert list(by_role) == ["teacher", "student"]
+    assert by_role["teacher"].memory == 3 * size and by_role["student"].memory == 4 * size
+    run = distillation(teacher, data, CONFIG)
+    assert sum(v.numel() * 4 for v in run.method.preconditioner.values()) == size
+    assert found.forward_units == 10
+
+
+def test_batches_of_an_instant_run_hold_two_minibatches(data):
+    run = distillation(make_teacher(), data, CONFIG)
+    batch = run.batches(0)
+    a, b = batch.halves()
+    assert len(a.x) == len(b.x) == 4 and not torch.equal(a.x, b.x)
+    assert isinstance(a, Batch) and torch.equal(
+        torch.cat([a.cond["label"], b.cond["label"]]), batch.cond["label"]
+    )
+
+
+def test_configs_with_every_option_survive_json():
+    config = replace(
+        CONFIG, guidance=GuidanceConfig(1.5), stopping=StoppingConfig(patience=2), posterior="fresh"
+    )
+    assert configs.from_json(configs.to_json(config), DistillConfig) == config
