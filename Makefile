@@ -4,13 +4,14 @@
 # Each creates .venv if it is missing.
 
 PYTHON ?= python3
+THREADS ?= 2
 BIN := .venv/bin
 TEST_ENV := OMP_NUM_THREADS=1
 
 .PHONY: demo test check lint
 
 demo: .venv/installed
-	$(BIN)/momatch demo
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/momatch demo
 
 test: .venv/installed-dev
 	$(TEST_ENV) $(BIN)/pytest -n 2 -m "not slow"

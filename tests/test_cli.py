@@ -190,7 +190,7 @@ MISTAKES = [
     (["sample", "{run}", "--num", "0"], "got 0"),
     (["sample", "{run}", "--labels", "0,3"], "3 is out of range"),
     (["sample", "{run}", "--labels", "a"], "'a' is not a list"),
-    (["sample", "{run}", "--seed", "-1"], "--seed -1"),
+    (["sample", "{run}", "--seed", "-1"], "got -1"),
     (["sample", "{run}", "--eta", "2"], "--eta 2"),
     (["sample", "{run}", "--out", "{tmp}/x.gif"], ".png or .npz"),
     (["sample", "{run}", "--out", "{tmp}/no/x.png"], "does not exist"),

@@ -15,6 +15,7 @@ SOURCE = Path(momatch.__file__).parent
 # Left to right; a module imports only from rooms to its left. Leaves know nothing of the rest.
 ORDER = [
     "errors",
+    "files",
     "schedules",
     "process",
     "denoiser",
@@ -32,14 +33,14 @@ ORDER = [
     "runs",
     "assembly",
     "recipes",
-    "planning",
     "progress",
+    "planning",
     "assets",
     "commands",
     "cli",
     "__main__",
 ]
-LEAVES = {"networks": {"errors"}, "data": {"errors"}, "analytic": set()}
+LEAVES = {"networks": {"errors"}, "data": {"errors", "files"}, "analytic": set()}
 
 
 def rooms_imported(path: Path) -> set[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import momatch
+from momatch import runs
 from momatch.assembly import distill, distillation
 from momatch.config import ConfigError, DistillConfig, MonitorConfig
 from momatch.data.images import ImageSet, Split
@@ -72,18 +73,45 @@ def test_the_log_of_a_resumed_run_has_every_step_once(teacher, data, tmp_path):
 
 
 def test_a_folder_of_another_config_is_refused(tmp_path):
+    claim(tmp_path, dataclasses.replace(CONFIG, steps=2))  # failed before its first step: no obstacle
     claim(tmp_path, CONFIG)
     claim(tmp_path, CONFIG)
+    (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(ConfigError, match="steps: 8 there, 4 here"):
         claim(tmp_path, dataclasses.replace(CONFIG, steps=4))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step-00000001.safetensors").write_bytes(b"")
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ConfigError, match="checkpoints but no config.json"):
+    with pytest.raises(ConfigError, match="not empty and no run's folder"):
         claim(tmp_path, CONFIG)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
         claim(tmp_path, CONFIG)
+
+
+def test_a_folder_of_another_teacher_or_other_pictures_is_refused(teacher, data, tmp_path):
+    for _ in distillation(teacher, data, CONFIG, tmp_path):
+        break
+    fewer = Split(data.train.subset(torch.arange(100), "digits-train"), data.heldout)
+    with pytest.raises(ConfigError, match="inputs.data"):
+        next(distillation(teacher, fewer, CONFIG, tmp_path).events())
+    other = momatch.load_teacher("digits")
+    with torch.no_grad():
+        next(other.denoiser.parameters()).add_(1e-3)
+    with pytest.raises(ConfigError, match="inputs.teacher"):
+        next(distillation(other, data, CONFIG, tmp_path).events())
+
+
+def test_a_guided_model_is_distilled_from_its_plain_network_and_cannot_be_saved(teacher, data, tmp_path):
+    guided = dataclasses.replace(teacher, denoiser=momatch.Guided(teacher.denoiser, 3.0))
+    with pytest.raises(ValueError, match="Guided denoiser cannot be saved"):
+        guided.save(tmp_path / "guided")
+    run = distillation(guided, data, CONFIG, tmp_path / "run")
+    assert type(run.model.denoiser) is momatch.Denoiser and type(run.method.teacher) is momatch.Guided
+    for _ in run:
+        pass
+    student = run.finish()
+    assert torch.equal(student.sample(2, seed=3), momatch.load_student(tmp_path / "run").sample(2, seed=3))
 
 
 def test_an_unconditional_teacher_on_pictures_without_classes(data):
@@ -105,6 +133,14 @@ def test_an_unconditional_teacher_on_pictures_without_classes(data):
     assert student.sample(2).shape == (2, 1, 8, 8)
     with pytest.raises(ValueError, match="unconditional"):
         student.sample(2, cond={"label": torch.tensor([0, 1])})
+
+
+def test_the_best_distance_so_far_survives_a_resume(data, tmp_path):
+    """So that the alarm for a rising distance works after one."""
+    log = runs._Log(tmp_path, CONFIG, {})
+    rows = [{"event": "look", "step": step, "frechet": f} for step, f in ((4, 2.0), (8, 1.0), (12, 3.0))]
+    log.path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"event": "look", "st')
+    assert [log.best_before(step) for step in (4, 5, 9)] == [float("inf"), 2.0, 1.0]
 
 
 def monitor(model: Model, data: Split) -> Monitor:

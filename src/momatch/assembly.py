@@ -49,6 +49,7 @@ def distillation(
             "away from; use guidance.scale 0, or a teacher trained with cond_dropout"
         )
     path = _path(directory)
+    inputs = {"teacher": teacher.fingerprint(), "data": data.train.fingerprint()}
     images = reference = data.train
     if config.stopping.active:
         parts = stratified_split(data.train, config.stopping.held_back, config.train.seed)
@@ -60,7 +61,7 @@ def distillation(
             )
     schedule = config.schedule.build(teacher.schedule)
     student, network = _student(teacher, config)
-    method = _method(teacher, student, schedule, images, config, path)
+    method = _method(teacher, student, schedule, images, config, path, inputs)
     if config.warm_start_steps:
         method = WarmStart(Denoising(student, schedule, cond_dropout=0.0), method, config.warm_start_steps)
     info = {
@@ -68,15 +69,16 @@ def distillation(
         "teacher": config.teacher,
         "data": config.data,
         "config": configs.to_json(config),
+        "inputs": inputs,
     }
     model = Student(student, network, schedule, teacher.sample_shape, config.steps, teacher.num_classes, info)
     batches = _batches(images, teacher.num_classes, config)
-    return Run(config, method, batches, model, images, path, reference, Best(path))
+    return Run(config, method, batches, model, images, path, reference, Best(path), inputs)
 
 
 def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:
     """A copy of the teacher that can learn, with the student's dropout, and its network's shape."""
-    denoiser = copy.deepcopy(teacher.denoiser).requires_grad_(True)
+    denoiser = copy.deepcopy(teacher.denoiser.unwrapped).requires_grad_(True)
     if not config.student_dropout:
         return denoiser, teacher.network
     if not hasattr(teacher.network, "dropout"):
@@ -98,6 +100,7 @@ def _method(
     data: ImageSet,
     config: DistillConfig,
     directory: Path | None,
+    inputs: dict[str, str],
 ) -> Method:
     """Algorithm 2 or 3, as the config says."""
     guided = config.guidance.apply(teacher.denoiser)
@@ -111,12 +114,12 @@ def _method(
     )
     weight = config.weighting.build_weighting()
     if config.method == "alternating":
-        auxiliary = copy.deepcopy(teacher.denoiser).requires_grad_(True)
+        auxiliary = copy.deepcopy(teacher.denoiser.unwrapped).requires_grad_(True)
         return Alternating(guided, student, auxiliary, transition, weight, config.update, config.teacher_term)
-    moments = _second_moments(teacher, data, config, directory)
+    moments = _second_moments(teacher, data, config, directory, inputs)
     scale = adam_preconditioner(moments, config.instant.lambda_eps)
     # The guided denoiser names the same parameters otherwise.
-    name_of = {id(p): name for name, p in teacher.denoiser.named_parameters()}
+    name_of = {id(p): name for name, p in teacher.denoiser.unwrapped.named_parameters()}
     scale = {name: scale[name_of[id(p)]] for name, p in guided.named_parameters()}
     probe = _batches(data, teacher.num_classes, replace(config, train=replace(config.train, batch_size=1)))(0)
     _, product = choose_product(
@@ -126,7 +129,7 @@ def _method(
 
 
 def _second_moments(
-    teacher: Model, data: ImageSet, config: DistillConfig, directory: Path | None
+    teacher: Model, data: ImageSet, config: DistillConfig, directory: Path | None, inputs: dict[str, str]
 ) -> dict[str, Tensor]:
     """v̂ for Λ: the run's own if it has been estimated, an estimate if one is asked for, or the teacher's."""
     steps = config.instant.lambda_steps
@@ -142,12 +145,12 @@ def _second_moments(
     else:
         batches = _batches(data, teacher.num_classes, config)
         moments = estimate_second_moments(
-            Denoising(teacher.denoiser, teacher.schedule, cond_dropout=0.0), batches, steps
+            Denoising(teacher.denoiser.unwrapped, teacher.schedule, cond_dropout=0.0), batches, steps
         )
         if directory:
-            claim(directory, config)
+            claim(directory, config, inputs)
             checkpoint.save_tensors(directory / SECOND_MOMENTS, moments)
-    wanted = {name: p.shape for name, p in teacher.denoiser.named_parameters()}
+    wanted = {name: p.shape for name, p in teacher.denoiser.unwrapped.named_parameters()}
     if {name: v.shape for name, v in moments.items()} != wanted:
         raise ConfigError(
             "the second moments belong to a network of another shape; set instant.lambda_steps to 300, to "
@@ -169,7 +172,7 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
     if any(size % 2 ** (len(config.network.channels) - 1) for size in shape[1:]):
         raise ConfigError(
             f"network.channels has {len(config.network.channels)} levels, "
-            f"too many for {shape[1]}×{shape[2]} pictures; each level halves them"
+            f"too many for {shape[1]}×{shape[2]} pictures; each level halves them: name fewer widths"
         )
     network_config = replace(config.network, image_channels=shape[0], num_classes=num_classes)
     with torch.random.fork_rng(devices=[]):
@@ -184,10 +187,11 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         config.weighting.build_density(schedule),
         config.cond_dropout,
     )
-    info = {"role": "teacher", "data": config.data, "config": configs.to_json(config)}
+    inputs = {"data": images.fingerprint()}
+    info = {"role": "teacher", "data": config.data, "config": configs.to_json(config), "inputs": inputs}
     model = Model(denoiser, network_config, schedule, shape, config.sampling_steps, num_classes, info)
     batches, path = _batches(images, num_classes, config), _path(directory)
-    return Run(config, method, batches, model, images, path, images, Best(None))
+    return Run(config, method, batches, model, images, path, images, Best(None), inputs)
 
 
 def distill(
@@ -223,9 +227,15 @@ def check_fit(model: Model, images: ImageSet) -> None:
     """
     shape = tuple(images.images.shape[1:])
     if shape != model.sample_shape:
-        raise ConfigError(f"the data are pictures of shape {shape}, the model makes {model.sample_shape}")
+        raise ConfigError(
+            f"the data ({images.name}) are pictures of shape {shape}, the model makes {model.sample_shape}; "
+            "choose a teacher (--teacher) and data (--data) that fit each other"
+        )
     if model.num_classes and images.num_classes > model.num_classes:
-        raise ConfigError(f"the data have {images.num_classes} classes, the model knows {model.num_classes}")
+        raise ConfigError(
+            f"the data ({images.name}) have {images.num_classes} classes, the model knows "
+            f"{model.num_classes}; choose a teacher (--teacher) and data (--data) that fit each other"
+        )
 
 
 def _path(directory: str | Path | None) -> Path | None:

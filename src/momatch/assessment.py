@@ -11,9 +11,9 @@ import torch
 
 from momatch.data.images import Split
 from momatch.evaluation.sweep import Row, evaluate_at
+from momatch.files import write_atomically
 from momatch.model import Model
 from momatch.reports.plots import image_grid, save_png
-from momatch.training.checkpoint import write_atomically
 
 GRID_SAMPLES, GRID_COLUMNS = 60, 10
 

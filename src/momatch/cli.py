@@ -32,10 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         return _fail(f"unknown command {name!r}; choose one of {', '.join(COMMANDS)}", 2)
 
-    from momatch import commands
     from momatch.errors import RunError, UsageError
 
     try:
+        from momatch import commands
+
         return commands.run(name, rest)
     except UsageError as error:
         if debug:

@@ -29,6 +29,7 @@ from momatch.runs import Run
 from momatch.teachers.own import load_any, load_teacher
 
 Arguments = TypeVar("Arguments")
+TYRO_HEADINGS = ("Parsing error ", "Value error Error parsing ", "Required options ", "Unrecognized options ")
 BOX_TO_SPACES = {ord(character): " " for character in "│╭╮╰╯─╞╡┌┐└┘"}
 
 
@@ -122,7 +123,12 @@ def train_teacher(arguments: list[str], console: Console) -> None:
     parsed = parse(TeacherArguments, rest, "train-teacher RECIPE", TeacherArguments(tyro.MISSING, base))
     configs.check(parsed.config)
     finish(teacher_training(load_data(parsed.config.data), parsed.config, parsed.out), "training", console)
-    console.print(f"Teacher: {parsed.out / 'teacher'}")
+    out = shlex.quote(str(parsed.out))
+    console.print(
+        f"Teacher: {parsed.out / 'teacher'}\nNext: momatch distill digits-8 --teacher {out} "
+        f"--data {shlex.quote(parsed.config.data)} --out STUDENT",
+        soft_wrap=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -185,15 +191,15 @@ def sample(arguments: list[str], console: Console) -> None:
     parsed = parse(SampleArguments, arguments, "sample")
     if parsed.out.suffix not in (".png", ".npz"):
         raise UsageError(f"--out {parsed.out} must end in .png or .npz")
-    if parsed.seed < 0:
-        raise UsageError(f"--seed {parsed.seed} must not be negative")
     if not parsed.out.parent.is_dir():
         raise UsageError(f"--out {parsed.out}: the folder {parsed.out.parent} does not exist; make it first")
     if not 0 <= parsed.eta <= 1:
         raise UsageError(f"--eta {parsed.eta} must lie in [0, 1]: 0 is DDIM, 1 is ancestral")
     model = load_any(parsed.run)
+    steps = model.steps if parsed.steps is None else parsed.steps
+    model.check_request(parsed.num, steps, None, parsed.seed)
     cond = label_cond(parsed.labels, parsed.num, model)
-    images = model.sample(parsed.num, parsed.steps, cond, parsed.seed, parsed.eta)
+    images = model.sample(parsed.num, steps, cond, parsed.seed, parsed.eta)
     if parsed.out.suffix == ".npz":
         import numpy as np
 
@@ -206,9 +212,7 @@ def sample(arguments: list[str], console: Console) -> None:
         from momatch.reports.plots import image_grid, save_png
 
         save_png(image_grid(images, grid_columns(parsed.num)), parsed.out)
-    console.print(
-        f"{parsed.num} samples in {parsed.steps or model.steps} steps each: {parsed.out}", soft_wrap=True
-    )
+    console.print(f"{parsed.num} samples in {steps} steps each: {parsed.out}", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,12 @@ def evaluate(arguments: list[str], console: Console) -> None:
         )
     model = load_any(parsed.run)
     data = load_data(parsed.data or str(model.info.get("data", "digits")))
+    inputs = model.info.get("inputs", {})
+    if parsed.data is None and inputs.get("data", data.train.fingerprint()) != data.train.fingerprint():
+        raise UsageError(
+            f"{model.info['data']} no longer holds the pictures that {parsed.run} was trained on; "
+            "name the data to compare with by --data"
+        )
     steps = integers(parsed.steps, "--steps") if parsed.steps else (model.steps,)
     check_fit(model, data.heldout)
     candidates = [Candidate(str(model.info.get("role", "model")), model, steps)]
@@ -250,10 +260,16 @@ def evaluate(arguments: list[str], console: Console) -> None:
                 f"--teacher-steps {parsed.teacher_steps}: {parsed.run} is no student; use --steps instead"
             )
         counts = integers(parsed.teacher_steps, "--teacher-steps")
-        candidates.insert(0, Candidate("teacher", load_teacher(str(model.info["teacher"])), counts))
+        teacher = load_teacher(str(model.info["teacher"]))
+        if inputs.get("teacher", teacher.fingerprint()) != teacher.fingerprint():
+            raise UsageError(
+                f"{model.info['teacher']} is not the teacher that {parsed.run} was distilled from; "
+                "put that one back there, or leave out --teacher-steps"
+            )
+        candidates.insert(0, Candidate("teacher", teacher, counts))
     for candidate in candidates:
         for k in candidate.steps:
-            candidate.model.check_request(parsed.num, k, None)
+            candidate.model.check_request(parsed.num, k, None, parsed.seed)
     directory = Path(parsed.run) if (Path(parsed.run) / "config.json").is_file() else None
     measure(directory, candidates, data, parsed.num, parsed.seed, console)
 
@@ -367,7 +383,8 @@ def parse(
             raise
     words = " ".join(said.getvalue().translate(BOX_TO_SPACES).split())
     words = words.partition(" For full helptext")[0]
-    for heading in ("Parsing error ", "Required options ", "Unrecognized options "):
+    words = words.partition(" Argument helptext:")[0]
+    for heading in TYRO_HEADINGS:
         words = words.removeprefix(heading)
     raise UsageError(f"{words} (see momatch {command} --help)")
 
@@ -391,7 +408,10 @@ def label_cond(labels: str | None, num: int, model: Model) -> Cond | None:
 def integers(text: str, option: str) -> tuple[int, ...]:
     """Read whole numbers: "1,2,4" → (1, 2, 4)."""
     try:
-        return tuple(int(part) for part in text.split(","))
+        found = tuple(int(part) for part in text.split(","))
+        if any(abs(number) >= 2**31 for number in found):
+            raise ValueError
+        return found
     except ValueError:
         raise UsageError(f"{option} {text!r} is not a list of whole numbers such as 1,2,4") from None
 

@@ -14,7 +14,7 @@ from momatch.errors import UsageError
 from momatch.methods import weighting
 from momatch.methods.transition import Posterior, Source
 from momatch.methods.weighting import TimeDensity, Weighting
-from momatch.model import MAX_STUDENT_STEPS
+from momatch.model import MAX_SEED, MAX_STUDENT_STEPS
 from momatch.networks.configs import UNetConfig
 from momatch.process import Prediction
 from momatch.schedules import NoiseSchedule
@@ -263,6 +263,9 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: naming the key, its value and what is allowed.
     """
+    for key, value in _flatten(to_json(config)):
+        if isinstance(value, float):
+            _require(math.isfinite(value), key, value, "it must be finite")
     positive = {
         "train.num_steps": config.train.num_steps,
         "train.batch_size": config.train.batch_size,
@@ -279,7 +282,10 @@ def check(config: RunConfig) -> None:
     for key in ("eps", "warmup_steps"):
         value = getattr(config.optim, key)
         _require(0 <= value < math.inf, f"optim.{key}", value, "it must not be negative")
-    _require(config.train.seed >= 0, "train.seed", config.train.seed, "it must not be negative")
+    _require(0 <= config.train.seed < MAX_SEED, "train.seed", config.train.seed, f"use 0 to {MAX_SEED - 1}")
+    for key in ("shift", "shift_high"):
+        value = getattr(config.schedule, key)
+        _require(abs(value) <= 30, f"schedule.{key}", value, "it must lie in [−30, 30]")
     _require(config.monitor.every >= 0, "monitor.every", config.monitor.every, "it must be 0 (never) or more")
     _require(
         config.monitor.num_samples >= 100,
@@ -301,12 +307,34 @@ def check(config: RunConfig) -> None:
             "use multiples of 8",
         )
         levels = range(len(widths))
+        for level in config.network.attention_levels:
+            if level in levels and widths[level] >= 64:
+                _require(
+                    widths[level] % 32 == 0,
+                    "network.channels",
+                    widths,
+                    "levels with attention need multiples of 32",
+                )
         fits = all(level in levels for level in config.network.attention_levels)
         _require(
             fits,
             "network.attention_levels",
             config.network.attention_levels,
             f"use levels 0 to {len(widths) - 1}",
+        )
+        dim = config.network.embedding_dim
+        _require(dim >= 2 and dim % 2 == 0, "network.embedding_dim", dim, "use an even number, 2 or more")
+        _require(
+            config.network.blocks_per_level >= 1,
+            "network.blocks_per_level",
+            config.network.blocks_per_level,
+            "use 1 or more",
+        )
+        _require(
+            0 <= config.network.dropout < 1,
+            "network.dropout",
+            config.network.dropout,
+            "it must lie in [0, 1)",
         )
         _require(0 <= config.cond_dropout < 1, "cond_dropout", config.cond_dropout, "it must lie in [0, 1)")
         _require(config.sampling_steps >= 1, "sampling_steps", config.sampling_steps, "it must be at least 1")
@@ -372,7 +400,7 @@ def from_json(fields: dict[str, Any], config_type: type[Config]) -> Config:
     """
     from pydantic import TypeAdapter, ValidationError
 
-    rest = {key: value for key, value in fields.items() if key != "kind"}
+    rest = {key: value for key, value in fields.items() if key not in ("kind", "inputs")}
     _refuse_unknown(rest, to_json(config_type()), "")
     try:
         return TypeAdapter(config_type).validate_json(json.dumps(rest), strict=True)
@@ -412,6 +440,14 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
             found += differences(a, b, f"{prefix}{key}.")
         elif a != b:
             found.append(f"{prefix}{key}: {a} there, {b} here")
+    return found
+
+
+def _flatten(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted keys with their values."""
+    found: list[tuple[str, Any]] = []
+    for key, value in fields.items():
+        found += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
     return found
 
 

@@ -42,6 +42,11 @@ class Denoiser(nn.Module):
         """Estimate x: z (B, …), logsnr (B,), cond or None → (B, …)."""
         return process.to_x(self.network(z, logsnr, cond), z, logsnr, self.prediction)
 
+    @property
+    def unwrapped(self) -> Denoiser:
+        """The denoiser without guidance or clipping around it; this one, if there is none."""
+        return self
+
     def null_cond(self, cond: Cond) -> Cond:
         """The null condition, in the shapes of `cond`.
 
@@ -78,6 +83,11 @@ class Guided(Denoiser):
         self.prediction: process.Prediction = denoiser.prediction
         self.null_values = denoiser.null_values
 
+    @property
+    def unwrapped(self) -> Denoiser:
+        """What is guided."""
+        return self.denoiser.unwrapped
+
     def forward(self, z: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
         """Guided estimate of x; without a condition there is nothing to guide towards."""
         if not cond:
@@ -107,6 +117,11 @@ class Clipped(Denoiser):
         self.denoiser, self.mode, self.percentile = denoiser, mode, percentile
         self.prediction: process.Prediction = denoiser.prediction
         self.null_values = denoiser.null_values
+
+    @property
+    def unwrapped(self) -> Denoiser:
+        """What is clipped."""
+        return self.denoiser.unwrapped
 
     def forward(self, z: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
         """The other's estimate, in [−1, 1]."""

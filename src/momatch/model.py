@@ -10,19 +10,21 @@ Teachers and students are kept in the same form:
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from momatch import schedules
+from momatch import process, schedules
 from momatch.denoiser import Cond, Denoiser
 from momatch.errors import UsageError
+from momatch.files import fingerprint, write_atomically
 from momatch.networks import registry
 from momatch.sampling import ancestral
 from momatch.schedules import NoiseSchedule
@@ -30,6 +32,7 @@ from momatch.schedules import NoiseSchedule
 FORMAT = "momatch-model-1"
 SECOND_MOMENTS = "second-moments.safetensors"
 MAX_STUDENT_STEPS = 16
+MAX_SEED = 2**32  # torch's generator on the CPU looks at no more bits
 CHUNK = 256  # samples made at a time; part of what a seed means, since noise is drawn chunk by chunk
 
 
@@ -37,7 +40,7 @@ class ModelError(UsageError):
     """A folder that does not hold a usable model; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A denoiser with all that sampling from it needs.
 
@@ -60,6 +63,15 @@ class Model:
     num_classes: int = 0
     info: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+
+    def __repr__(self) -> str:
+        """One line instead of all weights."""
+        size = sum(p.numel() for p in self.denoiser.parameters())
+        return f"{type(self).__name__}({size:,} parameters, shape {self.sample_shape}, {self.steps} steps)"
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell this model's weights from others."""
+        return fingerprint(self.denoiser.state_dict())
 
     def second_moments(self) -> dict[str, Tensor] | None:
         """Adam's v̂ of every parameter of `denoiser`, as training left them; None if they were not kept."""
@@ -91,19 +103,23 @@ class Model:
     ) -> Iterator[Tensor]:
         """As `sample`, a chunk of samples at a time."""
         steps = self.steps if steps is None else steps
-        self.check_request(n, steps, cond)
+        self.check_request(n, steps, cond, seed)
         device = next(self.denoiser.parameters()).device
         was_training = self.denoiser.training
         self.denoiser.eval()
-        for first in range(0, n, CHUNK):
-            count = min(CHUNK, n - first)
-            generator = torch.Generator(device).manual_seed(seed * 1_000_003 + first // CHUNK)
-            noise = torch.randn((CHUNK, *self.sample_shape), generator=generator, device=device)[:count]
-            chunk_cond = {k: v[first : first + count].to(device) for k, v in cond.items()} if cond else None
-            yield ancestral(self.denoiser, noise, steps, self.schedule, chunk_cond, generator, eta)
-        self.denoiser.train(was_training)
+        try:
+            for first in range(0, n, CHUNK):
+                count = min(CHUNK, n - first)
+                generator = torch.Generator(device).manual_seed(seed * 1_000_003 + first // CHUNK)
+                noise = torch.randn((CHUNK, *self.sample_shape), generator=generator, device=device)[:count]
+                chunk_cond = (
+                    {k: v[first : first + count].to(device) for k, v in cond.items()} if cond else None
+                )
+                yield ancestral(self.denoiser, noise, steps, self.schedule, chunk_cond, generator, eta)
+        finally:
+            self.denoiser.train(was_training)
 
-    def check_request(self, n: int, steps: int, cond: Cond | None) -> None:
+    def check_request(self, n: int, steps: int, cond: Cond | None, seed: int = 0) -> None:
         """Refuse what this model cannot sample.
 
         Raises:
@@ -111,6 +127,8 @@ class Model:
         """
         if n < 1:
             raise UsageError(f"the number of samples must be at least 1, got {n}")
+        if not 0 <= seed < MAX_SEED:
+            raise UsageError(f"the seed must lie in 0 … {MAX_SEED - 1}, got {seed}")
         if steps < 1:
             raise UsageError(f"steps must be at least 1, got {steps}")
         if self.info.get("role") == "student" and steps > MAX_STUDENT_STEPS:
@@ -132,7 +150,17 @@ class Model:
             )
 
     def save(self, directory: str | Path) -> None:
-        """Write the model's folder; an existing one is replaced."""
+        """Write the model's folder; an existing one is replaced.
+
+        Raises:
+            ModelError: if the denoiser is guided or clipped: only a network and its prediction type can be
+                saved.
+        """
+        if self.denoiser.unwrapped is not self.denoiser:
+            raise ModelError(
+                f"a model with a {type(self.denoiser).__name__} denoiser cannot be saved; save the plain "
+                "one, and guide it again after loading"
+            )
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         weights = {k: v.detach().cpu().contiguous() for k, v in self.denoiser.network.state_dict().items()}
@@ -146,8 +174,10 @@ class Model:
             "num_classes": self.num_classes,
             "info": self.info,
         }
-        save_file(weights, directory / "model.safetensors")
-        (directory / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+        write_atomically(directory / "model.safetensors", lambda path: save_file(weights, path))
+        write_atomically(
+            directory / "model.json", lambda path: path.write_text(json.dumps(description, indent=2) + "\n")
+        )
 
 
 class Student(Model):
@@ -168,28 +198,42 @@ def load_model(directory: str | Path) -> Model:
         )
     try:
         description = json.loads(path.read_text())
-        if description.get("format") != FORMAT:
-            raise ModelError(
-                f"{path} has format {description.get('format')!r}, this program reads {FORMAT!r}"
-            )
-        config = registry.from_json(description["network"])
-        schedule = schedules.build(**description["schedule"])
-        with torch.random.fork_rng(devices=[]):
-            network = registry.build(config)
-        network.load_state_dict(load_file(directory / "model.safetensors"))
+        if not isinstance(description, dict) or description.get("format") != FORMAT:
+            found = description.get("format") if isinstance(description, dict) else description
+            raise ModelError(f"{path} has format {found!r}, this program reads {FORMAT!r}")
+        return _from_description(description, directory)
     except ModelError:
         raise
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"the model in {directory} cannot be read: {str(error).splitlines()[0]}") from None
-    num_classes = description["num_classes"]
-    null_values = {"label": num_classes} if num_classes else {}
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as e:
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise ModelError(
+            f"the model in {directory} cannot be read ({type(e).__name__}: {reason}); "
+            "copy it again, or train it again"
+        ) from None
+
+
+def _from_description(description: dict[str, Any], directory: Path) -> Model:
+    """The model that model.json describes; raises whatever a damaged description makes it raise."""
+    config = registry.from_json(description["network"])
+    schedule = schedules.build(**description["schedule"])
+    ends = schedule(torch.linspace(0, 1, 101, dtype=torch.float64))
+    if not bool(ends.isfinite().all() and (ends.diff() < 0).all()):
+        raise ValueError("its schedule does not fall from a finite logSNR to another")
+    if description["prediction"] not in get_args(process.Prediction):
+        raise ValueError(f"unknown prediction type {description['prediction']!r}")
+    with torch.random.fork_rng(devices=[]):
+        network = registry.build(config)
+    network.load_state_dict(load_file(directory / "model.safetensors"))
+    num_classes = operator.index(description["num_classes"])
     kind = Student if description["info"].get("role") == "student" else Model
     return kind(
-        denoiser=Denoiser(network, description["prediction"], null_values).eval(),
+        denoiser=Denoiser(
+            network, description["prediction"], {"label": num_classes} if num_classes else {}
+        ).eval(),
         network=config,
         schedule=schedule,
-        sample_shape=tuple(description["sample_shape"]),
-        steps=description["steps"],
+        sample_shape=tuple(operator.index(size) for size in description["sample_shape"]),
+        steps=operator.index(description["steps"]),
         num_classes=num_classes,
         info=description["info"],
         folder=directory,

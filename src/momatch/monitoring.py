@@ -20,6 +20,7 @@ from momatch.evaluation.statistics import FeatureStatistics
 from momatch.model import Model
 
 GRID_COLUMNS, GRID_ROWS = 10, 6
+REMEDY = "if this lasts, lower the learning rate, or look at the teacher's own samples"
 TEACHER_LOOK_STEPS = 16  # a teacher's own step count would cost minutes a look
 
 
@@ -101,12 +102,16 @@ class Monitor:
         std, mean = metrics.get("student_std"), metrics.get("student_mean")
         if std is not None and not 0.5 < std / self.data_std < 1.5:
             alarms.append(
-                f"the student's outputs have standard deviation {std:.3g}, the data {self.data_std:.3g}"
+                f"the student's outputs have standard deviation {std:.3g}, the data {self.data_std:.3g}; "
+                f"{REMEDY}"
             )
         if mean is not None and not abs(mean - self.data_mean) < 0.5 * self.data_std:
-            alarms.append(f"the student's outputs have mean {mean:.3g}, the data {self.data_mean:.3g}")
+            alarms.append(
+                f"the student's outputs have mean {mean:.3g}, the data {self.data_mean:.3g}; {REMEDY}"
+            )
         if metrics.get("student_saturation", 0.0) > 0.2:
-            alarms.append(f"{metrics['student_saturation']:.0%} of the student's values lie outside ±1.1")
+            share = metrics["student_saturation"]
+            alarms.append(f"{share:.0%} of the student's values lie outside ±1.1; {REMEDY}")
         return alarms
 
     def _look(self, step: int, frechet: float, grid: str | None) -> Look:

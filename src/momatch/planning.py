@@ -19,6 +19,7 @@ from momatch.data.images import Split
 from momatch.methods.base import Method
 from momatch.model import Model
 from momatch.monitoring import TEACHER_LOOK_STEPS
+from momatch.progress import format_seconds
 from momatch.runs import Run
 from momatch.training.batches import Batches
 from momatch.training.loop import train
@@ -236,15 +237,6 @@ def format_bytes(size: int) -> str:
     while value >= 1000 and unit != "TiB":
         value, unit = value / 1024, next(units)
     return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.3g} {unit}"
-
-
-def format_seconds(seconds: float) -> str:
-    """'0.7 s', '45 s', '3.5 min', '5.2 h', '2.1 days': an estimate, so two digits."""
-    for limit, size, unit in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
-        if seconds < limit:
-            value = seconds / size
-            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
-    return f"{seconds / 86400:.1f} days"
 
 
 def _build(config: RunConfig, teacher: Model | None, data: Split | None) -> tuple[Run, dict[str, nn.Module]]:

@@ -75,7 +75,8 @@ def posterior(z_t: Tensor, x: Tensor, logsnr_s: Tensor, logsnr_t: Tensor) -> tup
 
 def posterior_coefficients(logsnr_s: Tensor, logsnr_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(√r σ_s/σ_t, (1 − r) α_s, σ_s² (1 − r)): equation (2) as numbers, each of logsnr's shape."""
-    log_r = logsnr_t - logsnr_s
+    # Rounding may put a λ(t) just above λ(s) where a schedule is nearly flat; 1 − r must not become negative.
+    log_r = (logsnr_t - logsnr_s).clamp(max=0)
     one_minus_r = -torch.expm1(log_r)
     # √r σ_s/σ_t, all in logarithms: exp of −∞ is the wanted 0 at either end.
     coefficient_z = torch.exp(0.5 * (log_r + F.logsigmoid(-logsnr_s) - F.logsigmoid(-logsnr_t)))

@@ -52,10 +52,19 @@ def follow(run: Run, title: str, console: Console) -> None:
                     break
         finally:
             events.close()
-    if stop.is_set() and status.step < total and not status.ended:
+    if stop.is_set() and 0 < status.step < total and not status.ended:
         raise Interrupted(
             f"stopped at step {status.step} of {total} and saved; run the same command again to go on"
         )
+
+
+def format_seconds(seconds: float) -> str:
+    """'0.7 s', '45 s', '3.5 min', '5.2 h', '2.1 days': an estimate, so two digits."""
+    for limit, size, unit in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            value = seconds / size
+            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
+    return f"{seconds / 86400:.1f} days"
 
 
 @contextmanager
@@ -88,6 +97,7 @@ class _Status:
     def __init__(self) -> None:
         self.step, self.speed, self.gap, self.frechet = 0, 0.0, "", ""
         self.ended = False
+        self.steps_per_second, self.first_step = 0.0, 0
         self.first: tuple[int, float] | None = None
         self.last_line = time.monotonic()
 
@@ -99,15 +109,15 @@ class _Status:
         record = event.record
         self.step, self.ended = record.step, event.stopped is not None
         if self.first is None:
-            self.first = (record.images_seen, record.seconds)
+            self.first, self.first_step = (record.images_seen, record.seconds), record.step
         elif record.seconds > self.first[1]:
             self.speed = (record.images_seen - self.first[0]) / (record.seconds - self.first[1])
-            self.seconds_per_image = 1 / self.speed
+            self.steps_per_second = (record.step - self.first_step) / (record.seconds - self.first[1])
         for name in ("gap", "loss", "instant_loss", "instant_loss_mean"):
             if name in record.metrics:
                 self.gap = f"{name.replace('_', ' ')} {record.metrics[name]:.2e}"
         if event.look:
-            self.frechet = f"FD {event.look.frechet:.2f} (n={event.look.num_samples})"
+            self.frechet = f"FD {event.look.frechet:.2f} (n={event.look.num_samples}, {event.look.reference})"
 
     def due(self) -> bool:
         if time.monotonic() - self.last_line < PLAIN_EVERY_SECONDS:
@@ -116,4 +126,7 @@ class _Status:
         return True
 
     def line(self, total: int) -> str:
-        return f"step {self.step}/{total}  {self.speed:.0f} images/s  {self.number}"
+        left = ""
+        if self.steps_per_second > 0:
+            left = f"{format_seconds((total - self.step) / self.steps_per_second)} left  "
+        return f"step {self.step}/{total}  {self.speed:.0f} images/s  {left}{self.number}"

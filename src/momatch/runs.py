@@ -23,6 +23,7 @@ from momatch import config as configs
 from momatch.config import ConfigError, DistillConfig, RunConfig, StoppingConfig
 from momatch.data.images import ImageSet
 from momatch.evaluation.builtin import feature_extractor
+from momatch.files import write_atomically
 from momatch.methods.base import Method
 from momatch.model import SECOND_MOMENTS, Model
 from momatch.monitoring import Look, Monitor
@@ -64,6 +65,7 @@ class Run:
         directory: the run's folder, or None to keep nothing.
         reference: the pictures that looks are compared with; the training pictures, or some kept back.
         best: the best model that a look has seen.
+        inputs: fingerprints of what the run starts from: its data, and its teacher if it has one.
     """
 
     config: RunConfig
@@ -74,6 +76,7 @@ class Run:
     directory: Path | None
     reference: ImageSet
     best: Best
+    inputs: dict[str, str]
 
     def __iter__(self) -> Iterator[Event]:
         """As `events`."""
@@ -89,7 +92,7 @@ class Run:
             CheckpointError, NonFiniteLossError, OSError: see `momatch.training`.
         """
         with _exclusive(self.directory):
-            log = _Log(self.directory, self.config)
+            log = _Log(self.directory, self.config, self.inputs)
             if log.stopped():
                 return
             records = train(
@@ -103,6 +106,7 @@ class Run:
                 yield from self._watch(records, log)
             finally:
                 records.close()
+                log.close()
 
     def _watch(self, records: Iterator[Record], log: _Log) -> Iterator[Event]:
         """The records with what can be seen from outside; ends early if the stopping rule says so."""
@@ -110,7 +114,7 @@ class Run:
         monitor = Monitor(
             self.model,
             self.reference,
-            feature_extractor(self.data.name),
+            feature_extractor(self.data),
             settings.num_samples,
             self.directory,
             self.config.train.seed,
@@ -118,6 +122,8 @@ class Run:
         stopper, smoothed = Stopper(rule), Smoothed("instant_loss", rule.window)
         stopper.best = self.best.frechet
         for record in records:
+            if not log.started:
+                monitor.best = log.best_before(record.step)
             record.metrics.update(smoothed.update(record.metrics))
             look, alarms = None, monitor.check(record.metrics)
             if settings.every and record.step % settings.every == 0:
@@ -208,13 +214,15 @@ def _exclusive(directory: Path | None) -> Iterator[None]:
 class _Log:
     """metrics.jsonl and config.json of a run's folder; does nothing without a folder."""
 
-    def __init__(self, directory: Path | None, config: RunConfig):
+    def __init__(self, directory: Path | None, config: RunConfig, inputs: dict[str, str]):
         self.path = directory / "metrics.jsonl" if directory else None
         self.started = False
+        self.last: Record | None = None
         if directory:
-            claim(directory, config)
+            claim(directory, config, inputs)
 
     def write(self, event: Event, monitor: Monitor) -> None:
+        self.last = event.record
         if self.path is None:
             return
         record = event.record
@@ -240,11 +248,26 @@ class _Log:
             with self.path.open("a") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in rows))
 
+    def close(self) -> None:
+        """Note how far the run came, if its last step was not one to log."""
+        if self.path and self.last and not self.last.metrics:
+            row = dict(step=self.last.step, images_seen=self.last.images_seen, seconds=self.last.seconds)
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
     def stopped(self) -> bool:
         """Whether the stopping rule has ended this run already."""
         if self.path is None or not self.path.exists():
             return False
         return any('"event": "stop"' in line for line in self.path.read_text().splitlines())
+
+    def best_before(self, step: int) -> float:
+        """The best cheap Fréchet distance that the log holds from before `step`."""
+        if self.path is None or not self.path.exists():
+            return float("inf")
+        lines = [line for line in self.path.read_text().splitlines() if _step_of(line) < step]
+        looks = [row for row in map(json.loads, lines) if row.get("event") == "look"]
+        return min((row["frechet"] for row in looks), default=float("inf"))
 
     def _drop_from(self, step: int) -> None:
         """Forget lines at or after `step`: steps that a crash took back are about to be done again."""
@@ -254,36 +277,40 @@ class _Log:
             self.path.write_text("".join(line + "\n" for line in lines))
 
 
-def claim(directory: Path, config: RunConfig) -> None:
-    """Make `directory` this config's run folder; a folder that is so already is fine.
+def claim(directory: Path, config: RunConfig, inputs: dict[str, str] | None = None) -> None:
+    """Make `directory` the run folder of this config and these inputs; a folder that is so already is fine.
 
     Raises:
         ConfigError: if it belongs to a run of another config, or cannot be written.
     """
-    path, wanted = directory / "config.json", configs.to_json(config)
+    path, wanted = directory / "config.json", {**configs.to_json(config), "inputs": inputs or {}}
     if path.exists():
         try:
             found = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
+            if not isinstance(found, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
             raise ConfigError(
                 f"{path} is damaged ({error}); choose another --out or delete the folder"
             ) from None
         changed = configs.differences(found, wanted)
-        if changed:
+        begun = checkpoint.paths(directory / "checkpoints") or (directory / "metrics.jsonl").exists()
+        if changed and begun:
             raise ConfigError(
                 f"{directory} holds a run of another config ({'; '.join(changed[:3])}); "
-                "choose another --out, or delete that folder"
+                "choose another --out, or delete that folder (a run cannot be extended: its learning rate "
+                "falls to 0 at its last step)"
             )
-        return
-    if checkpoint.paths(directory / "checkpoints"):
+        if not changed:
+            return
+        (directory / SECOND_MOMENTS).unlink(missing_ok=True)  # of a run that failed before its first step
+    elif directory.is_dir() and any(file.name != ".lock" for file in directory.iterdir()):
         raise ConfigError(
-            f"{directory} holds checkpoints but no config.json; choose another --out, or delete that folder"
+            f"{directory} is not empty and no run's folder (no config.json); choose another --out"
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(
-            path, lambda temporary: temporary.write_text(json.dumps(wanted, indent=2) + "\n")
-        )
+        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(wanted, indent=2) + "\n"))
     except OSError as error:
         raise ConfigError(
             f"cannot write into {directory}: {error.strerror or error}; choose another --out"
@@ -293,5 +320,5 @@ def claim(directory: Path, config: RunConfig) -> None:
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):  # a line cut short by a crash
+    except (ValueError, KeyError, TypeError):  # a line cut short by a crash
         return float("inf")

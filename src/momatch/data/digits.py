@@ -21,5 +21,5 @@ def load_digits() -> Split:
     bunch = load()
     assert isinstance(bunch, Bunch)
     images = torch.from_numpy(bunch.images).float()[:, None] / 8 - 1
-    digits = ImageSet(images, torch.from_numpy(bunch.target).long(), 10, "digits")
+    digits = ImageSet(images, torch.from_numpy(bunch.target).long(), 10, "digits", "digits-classifier")
     return stratified_split(digits, HELDOUT_FRACTION, SPLIT_SEED)

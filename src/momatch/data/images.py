@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from momatch.files import fingerprint
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class ImageSet:
     """Pictures with labels.
 
@@ -17,19 +19,30 @@ class ImageSet:
         labels: (N,) int64 in 0 … num_classes − 1.
         num_classes: how many labels there are.
         name: how tables and reports call this set.
+        classifier: the built-in classifier that was trained on these very pictures, by name; None if none.
     """
 
     images: Tensor
     labels: Tensor
     num_classes: int
     name: str
+    classifier: str | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        """One line instead of all pixels."""
+        shape = tuple(self.images.shape[1:])
+        return f"ImageSet({self.name!r}, {len(self)} pictures of shape {shape}, {self.num_classes} classes)"
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell these pictures and labels from others."""
+        return fingerprint({"images": self.images, "labels": self.labels})
+
     def subset(self, indices: Tensor, name: str) -> ImageSet:
         """The pictures at `indices` (M,) int64, under another name."""
-        return ImageSet(self.images[indices], self.labels[indices], self.num_classes, name)
+        return replace(self, images=self.images[indices], labels=self.labels[indices], name=name)
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,18 @@ def stratified_split(images: ImageSet, heldout_fraction: float, seed: int) -> Sp
         count = round(len(members) * heldout_fraction)
         heldout.append(members[:count])
         train.append(members[count:])
+    return _split(images, torch.cat(train), torch.cat(heldout))
+
+
+def random_split(images: ImageSet, heldout_fraction: float, seed: int) -> Split:
+    """Hold out a fraction of all pictures, whatever their class, chosen by `seed`."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    count = round(len(images) * heldout_fraction)
+    return _split(images, order[count:], order[:count])
+
+
+def _split(images: ImageSet, train: Tensor, heldout: Tensor) -> Split:
     return Split(
-        images.subset(torch.cat(train).sort().values, f"{images.name}-train"),
-        images.subset(torch.cat(heldout).sort().values, f"{images.name}-heldout"),
+        images.subset(train.sort().values, f"{images.name}-train"),
+        images.subset(heldout.sort().values, f"{images.name}-heldout"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
@@ -10,11 +11,15 @@ import torch
 from torch import Tensor
 
 from momatch.data.digits import load_digits
-from momatch.data.images import ImageSet, Split, stratified_split
+from momatch.data.images import ImageSet, Split, random_split, stratified_split
 from momatch.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 HELDOUT_FRACTION = 0.1
+MIN_PICTURES = 100
 
 
 class DataError(UsageError):
@@ -38,13 +43,23 @@ def load_data(source: str) -> Split:
     if not path.exists():
         raise DataError(f"no data at {source!r}; give 'digits', a folder of pictures, or an .npz file")
     images, labels = _read_npz(path) if path.suffix == ".npz" else _read_folder(path)
-    if len(images) < 20:
-        raise DataError(f"{source} holds {len(images)} pictures; 20 or more are needed")
-    if labels.min() < 0:
-        raise DataError(f"{source} has the label {int(labels.min())}; labels count from 0")
-    return stratified_split(
-        ImageSet(images, labels, int(labels.max()) + 1, path.stem), HELDOUT_FRACTION, seed=0
-    )
+    if len(images) < MIN_PICTURES:
+        raise DataError(f"{source} holds {len(images)} pictures; {MIN_PICTURES} or more are needed")
+    if images.shape[1] not in (1, 3) or not images[0].numel():
+        raise DataError(
+            f"{source} has pictures of {images.shape[1]} channels and {images.shape[2]}×{images.shape[3]} "
+            "pixels; give grey (1) or RGB (3) pictures"
+        )
+    if not 0 <= int(labels.min()) <= int(labels.max()) < len(images):
+        raise DataError(
+            f"{source} has labels from {int(labels.min())} to {int(labels.max())} on {len(images)} pictures; "
+            "labels count from 0, one for each class"
+        )
+    pictures = ImageSet(images, labels, int(labels.max()) + 1, path.stem)
+    split = stratified_split(pictures, HELDOUT_FRACTION, seed=0)
+    if len(split.heldout) < HELDOUT_FRACTION * len(images) / 2:  # classes too small to give a tenth each
+        split = random_split(pictures, HELDOUT_FRACTION, seed=0)
+    return split
 
 
 def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
@@ -52,7 +67,7 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
         with np.load(path, allow_pickle=False) as arrays:
             images = arrays["images"]
             labels = arrays["labels"] if "labels" in arrays else np.zeros(len(images), dtype=np.int64)
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, BadZipFile) as error:
         raise DataError(f"cannot read {path} as an .npz with an array 'images': {error}") from None
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise DataError(
@@ -66,7 +81,8 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _read_folder(path: Path) -> tuple[Tensor, Tensor]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image as pil
+    from PIL import UnidentifiedImageError
 
     if not path.is_dir():
         raise DataError(f"{path} is neither a folder of pictures nor an .npz file")
@@ -77,17 +93,33 @@ def _read_folder(path: Path) -> tuple[Tensor, Tensor]:
     arrays = []
     for file in files:
         try:
-            with Image.open(file) as image:
-                arrays.append(np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")))
+            with pil.open(file) as image:
+                arrays.append(_pixels(image, file))
         except (UnidentifiedImageError, OSError) as error:
             raise DataError(f"cannot read the picture {file} ({error}); repair or remove it") from None
         if arrays[-1].shape != arrays[0].shape:
             raise DataError(
                 f"{file} has shape {arrays[-1].shape}, {files[0]} has {arrays[0].shape}; "
-                "make all pictures alike"
+                "convert all pictures to one size, and all to grey or all to RGB"
             )
     labels = torch.tensor([classes.index(file.parent) for file in files])
     return _to_tensor(np.stack(arrays)), labels
+
+
+def _pixels(image: Image, file: Path) -> np.ndarray:
+    """uint8 (H, W) or (H, W, 3). Transparency is laid on white; 16 bits are scaled to 8."""
+    from PIL import Image as pil
+
+    if image.mode.startswith("I;16"):
+        return (np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8)
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"{file} has pixels of mode {image.mode!r}, whose range is unknown; save it in 8 bits"
+        )
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        return np.asarray(pil.alpha_composite(pil.new("RGBA", image.size, "white"), picture).convert("RGB"))
+    return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
 
 
 def _to_tensor(images: np.ndarray) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from momatch.data.images import ImageSet
 from momatch.evaluation.features import ClassifierFeatures, FeatureExtractor, PixelFeatures
 from momatch.networks.classifier import Classifier
 
@@ -20,11 +21,11 @@ def digits_classifier() -> ClassifierFeatures:
     return ClassifierFeatures(network.eval(), "digits-classifier")
 
 
-def classifier(data_name: str) -> ClassifierFeatures | None:
-    """The built-in classifier for a data set, if any, by the name of its `ImageSet` ("digits-train", …)."""
-    return digits_classifier() if data_name.split("-")[0] == "digits" else None
+def classifier(data: ImageSet) -> ClassifierFeatures | None:
+    """The built-in classifier that knows these pictures, if any."""
+    return digits_classifier() if data.classifier == "digits-classifier" else None
 
 
-def feature_extractor(data_name: str) -> FeatureExtractor:
+def feature_extractor(data: ImageSet) -> FeatureExtractor:
     """Features for a data set: its classifier's if there is one, else pixels."""
-    return classifier(data_name) or PixelFeatures()
+    return classifier(data) or PixelFeatures()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, cast, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -41,13 +42,24 @@ class Classifier(Protocol):
 
 
 class PixelFeatures:
-    """The pixels themselves, flattened."""
+    """The pixels themselves, flattened; larger pictures averaged down to 8×8 first.
+
+    A Fréchet distance needs more pictures than features, and the time of its interval grows with their cube.
+
+    Args:
+        size: side of what is compared.
+    """
 
     name = "pixels"
 
+    def __init__(self, size: int = 8):
+        self.size = size
+        self.name = "pixels" if size == 8 else f"pixels {size}×{size}"
+
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C·H·W)."""
-        return images.flatten(1).float()
+        """(B, C, H, W) → (B, D), D at most C · size²."""
+        height, width = (min(self.size, side) for side in images.shape[-2:])
+        return F.adaptive_avg_pool2d(images.float(), (height, width)).flatten(1)
 
 
 class ClassifierFeatures:

@@ -79,7 +79,7 @@ def evaluate_at(
             yield chunk, labels[done : done + len(chunk)] if cond else None
             done += len(chunk)
 
-    judge = builtin.classifier(data.heldout.name)
+    judge = builtin.classifier(data.heldout)
     result = evaluate(
         samples(),
         (data.heldout.images, data.heldout.labels),

@@ -138,7 +138,8 @@ def adam_preconditioner(second_moments: Mapping[str, Tensor], eps: float) -> dic
     if not 0 < total < float("inf"):
         raise ValueError(f"the second moments sum to {total}; they must be finite and not all zero")
     floor = eps * (total / count) ** 0.5
-    return {name: 1 / (v.sqrt() + floor) for name, v in second_moments.items()}
+    # Contiguous, so that moments read from a file and moments just estimated give the same to the last bit.
+    return {name: 1 / (v.sqrt() + floor).contiguous() for name, v in second_moments.items()}
 
 
 def estimate_second_moments(

@@ -13,9 +13,9 @@ from typing import Any
 
 from momatch.errors import UsageError
 from momatch.evaluation.sweep import Row
+from momatch.files import write_atomically
 from momatch.reports import plots, tables
 from momatch.reports.tables import Verdict, count_of, number
-from momatch.training.checkpoint import write_atomically
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 LOOKS_SHOWN = 6
@@ -116,6 +116,8 @@ def read_run(path: Path) -> RunFolder:
     """
     try:
         config = json.loads(_read(path / "config.json"))
+        if not isinstance(config, dict) or not isinstance(config.get("train", {}), dict):
+            raise ValueError("not the config of a run")
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} holds no run (config.json: {error}); give the folder of a run") from None
     lines = _read_lines(path / "metrics.jsonl")

@@ -45,12 +45,20 @@ def load_any(source: str | Path) -> Model:
     path = Path(source)
     if str(source) == "digits":
         return load_teacher("digits")
-    return _from_run(path, "student" if (path / "student").is_dir() else "teacher")
+    distilled = (path / "student").is_dir() or '"kind": "distill"' in _text(path / "config.json")
+    return _from_run(path, "student" if distilled else "teacher")
 
 
 def _from_run(path: Path, part: str) -> Model:
     if (path / "model.json").is_file():
         return load_model(path)
     if (path / "config.json").is_file() and not (path / part / "model.json").is_file():
-        raise ModelError(f"the run {path} has no {part} yet; run the same command again to finish it")
+        command = "distill" if part == "student" else "train-teacher"
+        raise ModelError(
+            f"the run {path} has no {part} yet; run its momatch {command} command again to finish it"
+        )
     return load_model(path / part if (path / part).is_dir() else path)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""

@@ -8,8 +8,7 @@ there is no random state to keep, since all randomness is a function of (seed, s
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from momatch.errors import UsageError
+from momatch.files import write_atomically
 from momatch.training.optim import Optimizer
 
 FORMAT = "momatch-checkpoint-1"
@@ -86,22 +86,26 @@ def restore(
         raise CheckpointError(f"checkpoint {path} is damaged ({error}); {remedy}") from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this program; {remedy}")
-    wanted = {
-        key: value.shape
-        for role, net in networks.items()
-        for key, value in net.state_dict(prefix=f"{role}.").items()
-    }
-    if {key: tensors[key].shape if key in tensors else None for key in wanted} != wanted:
-        raise CheckpointError(f"checkpoint {path} belongs to networks of another shape; {remedy}")
+    try:
+        progress = Progress(**json.loads(metadata["progress"]))
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"checkpoint {path} does not say how far it is; {remedy}") from None
+    shapes = {key: value.shape for key, value in tensors.items()}
+    wanted: dict[str, torch.Size] = {}
+    begun = False
     for role, network in networks.items():
-        network.load_state_dict(
-            {k.removeprefix(f"{role}."): tensors[k] for k in wanted if k.startswith(f"{role}.")}
-        )
-        prefix = f"optimizer.{role}."
-        optimizers[role].load_state(
-            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        )
-    return Progress(**json.loads(metadata["progress"]))
+        wanted |= {key: value.shape for key, value in network.state_dict(prefix=f"{role}.").items()}
+        state = _state_shapes(role, network)
+        if shapes.keys() & state.keys():  # a role that has not learned yet has none
+            wanted, begun = wanted | state, True
+    if {key: shapes.get(key) for key in wanted} != wanted or begun != (progress.step > 0):
+        raise CheckpointError(f"checkpoint {path} belongs to networks of another shape; {remedy}")
+    if not all(bool(tensors[key].isfinite().all()) for key in wanted):
+        raise CheckpointError(f"checkpoint {path} holds values that are not finite; {remedy}")
+    for role, network in networks.items():
+        network.load_state_dict(_part(tensors, f"{role}."))
+        optimizers[role].load_state(_part(tensors, f"optimizer.{role}."))
+    return progress
 
 
 def second_moments(directory: Path, role: str, beta2: float) -> dict[str, Tensor]:
@@ -124,32 +128,23 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary path), force the file to disk, then rename it to `path`.
-
-    Raises:
-        OSError: if any of it fails; `path` is then as it was, and the temporary file is gone.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        try:
-            write(temporary)
-        except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(f"cannot write {path}: {error}") from None
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _state(role: str, network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Copies, since safetensors refuses tensors that share memory."""
     state = {f"optimizer.{role}.{key}": value for key, value in optimizer.state().items()}
     state |= network.state_dict(prefix=f"{role}.")
     return {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+
+
+def _state_shapes(role: str, network: nn.Module) -> dict[str, torch.Size]:
+    """Names and shapes of the optimizer state of a role that has begun to learn."""
+    moments = {
+        f"optimizer.{role}.{name}.{key}": parameter.shape
+        for name, parameter in network.named_parameters()
+        for key in ("exp_avg", "exp_avg_sq")
+    }
+    return {f"optimizer.{role}.step": torch.Size([]), **moments}
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What is named PREFIX…, without the prefix."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

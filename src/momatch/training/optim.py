@@ -31,8 +31,11 @@ class OptimConfig:
 
 
 def learning_rate_schedule(config: OptimConfig, step: int, num_steps: int) -> float:
-    """Rate at `step` (0-based) of `num_steps`: linear up to the peak, then linear down to 0."""
-    warmup = max(config.warmup_steps, 1)
+    """Rate at `step` (0-based) of `num_steps`: linear up to the peak, then linear down to 0.
+
+    The warm-up takes no more than half of the run.
+    """
+    warmup = max(min(config.warmup_steps, num_steps // 2), 1)
     rise = (step + 1) / warmup
     fall = (num_steps - step) / max(num_steps - warmup, 1)
     return config.learning_rate * min(rise, fall, 1.0)

@@ -1,0 +1,48 @@
+"""Writing a file whole or not at all, and telling contents apart."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call write(temporary path), force the file to disk, then rename it to `path`.
+
+    Raises:
+        OSError: if any of it fails; `path` is then as it was, and the temporary file is gone.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        try:
+            write(temporary)
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(f"cannot write {path}: {error}") from None
+        mask = os.umask(0)  # safetensors makes files that nobody else may read
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """16 hexadecimal digits that change if a name, shape or value does."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
