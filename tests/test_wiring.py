@@ -1,12 +1,15 @@
-"""Nothing gets lost on the way: labels keep their pictures, conditions reach networks, settings reach methods."""
+"""Nothing gets lost: labels keep their pictures, conditions reach networks, settings reach methods."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import momatch
@@ -21,8 +24,9 @@ from momatch.methods.base import Batch, Update
 from momatch.methods.denoising import Denoising
 from momatch.methods.transition import Transition
 from momatch.methods.weighting import adaptive
-from momatch.model import CHUNK, Model
+from momatch.model import CHUNK, Model, ModelError, load_model
 from momatch.networks.configs import UNetConfig
+from momatch.training import checkpoint
 from momatch.training.batches import image_batches
 from momatch.training.loop import TrainConfig, train
 from momatch.training.optim import OptimConfig
@@ -218,3 +222,52 @@ def test_a_schedule_that_is_nearly_flat_gives_no_negative_variance(shifts):
     assert bool((schedule(t) > schedule(s)).any())  # or this test says nothing
     for coefficient in process.posterior_coefficients(schedule(s), schedule(t)):
         assert bool((coefficient >= 0).all())
+
+
+DAMAGE = {
+    "a list": lambda fields: [],
+    "no steps": lambda fields: fields.pop("steps") and fields,
+    "no prediction": lambda fields: fields.pop("prediction") and fields,
+    "steps is text": lambda fields: {**fields, "steps": "8"},
+    "unknown prediction": lambda fields: {**fields, "prediction": "foo"},
+    "schedule is a list": lambda fields: {**fields, "schedule": []},
+    "shift is text": lambda fields: {**fields, "schedule": {"name": "cosine", "shift": "a"}},
+    "shift is not finite": lambda fields: {**fields, "schedule": {"name": "cosine", "shift": math.nan}},
+    "channels is a number": lambda fields: {**fields, "network": {**fields["network"], "channels": 8}},
+    "info is missing": lambda fields: fields.pop("info") and fields,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_description_of_a_model_is_one_sentence(damage, tmp_path):
+    momatch.load_teacher("digits").save(tmp_path)
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(DAMAGE[damage](json.loads(path.read_text()))))
+    with pytest.raises(ModelError) as error:
+        load_model(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_damaged_checkpoint_changes_nothing(tmp_path):
+    method = Steep()
+    batches = image_batches(torch.zeros(4, 1), None, 2, 0)
+    config = TrainConfig(num_steps=2, batch_size=2, checkpoint_every=1)
+    for _ in train(method, batches, config, OptimConfig(), tmp_path):
+        pass
+    path = checkpoint.paths(tmp_path)[-1]
+    with safe_open(path, framework="pt") as file:
+        metadata, good = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    moment = "optimizer.student.weight.exp_avg_sq"
+    for tensors, told in (
+        ({k: v for k, v in good.items() if k != moment}, metadata),
+        ({**good, moment: torch.zeros(1, 1)}, metadata),
+        ({k: v for k, v in good.items() if not k.startswith("optimizer.")}, metadata),
+        ({**good, "student.weight": good["student.weight"] * math.nan}, metadata),
+        (good, {**metadata, "progress": "{}x"}),
+        (good, {**metadata, "progress": '{"step": 1, "frob": 2}'}),
+    ):
+        save_file(tensors, path, metadata=told)
+        fresh = Steep()
+        with pytest.raises(checkpoint.CheckpointError, match="delete it"):
+            next(train(fresh, batches, config, OptimConfig(), tmp_path))
+        assert float(fresh.network.weight.detach().abs().sum()) == 0
