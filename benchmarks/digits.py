@@ -124,6 +124,7 @@ def draw(path: Path, model: Model, num_samples: int, steps: int, seed: int) -> N
 def summarise(arguments: argparse.Namespace) -> None:
     """Measure all samples there are, compare pairs, write the results."""
     data, judge = load_digits(), builtin.digits_classifier()
+    extractors = (judge, PixelFeatures())
     reference = (data.heldout.images, data.heldout.labels)
     rows, features = [], {}
     for path in sorted(FOLDER.glob("*.safetensors")):
@@ -131,18 +132,18 @@ def summarise(arguments: argparse.Namespace) -> None:
         if arguments.only and name not in arguments.only:
             continue
         images = load_file(path)["images"]
-        features[name, int(seed)] = extract(judge, images)
+        features[name, int(seed)] = [extract(each, images) for each in extractors]
         labels = torch.arange(len(images)) % CLASSES
         result = evaluate(
-            (images, labels), reference, [judge, PixelFeatures()], judge, data.train.images, seed=int(seed)
+            (images, labels), reference, list(extractors), judge, data.train.images, seed=int(seed)
         )
         rows.append({"name": name, "seed": int(seed), **numbers(result)})
-        rows[-1]["fd_train"] = distance(features[name, int(seed)], extract(judge, data.train.images))
+        rows[-1]["fd_train"] = distance(features[name, int(seed)][0], extract(judge, data.train.images))
         note = FOLDER / f"run-{path.stem}" / "cpu_seconds.txt"
         if note.exists():
             rows[-1]["train_cpu_seconds"] = float(note.read_text())
         print(rows[-1], flush=True)
-    differences = compare(features, extract(judge, data.heldout.images), arguments.against)
+    heldout = [extract(each, data.heldout.images) for each in extractors]
     report = {
         "date": date.today().isoformat(),
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
@@ -150,15 +151,12 @@ def summarise(arguments: argparse.Namespace) -> None:
         "reference": f"{data.heldout.name}, {len(data.heldout)} pictures",
         "features": judge.name,
         "rows": rows,
-        "differences": differences,
+        "differences": compare(features, heldout, arguments.against),
     }
     RESULTS.mkdir(exist_ok=True)
     out = RESULTS / f"{date.today().isoformat()}-{arguments.out}.json"
     out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"\n{markdown(rows)}\n")
-    for line in differences:
-        print(line)
-    print(f"\nwritten to {out}")
+    print(f"\n{table(report)}\n\n{difference_table(report)}\n\nwritten to {out}")
 
 
 def figure(arguments: argparse.Namespace) -> None:
@@ -215,53 +213,96 @@ def distance(generated: Tensor, reference: Tensor) -> float:
     )
 
 
-def compare(features: dict[tuple[str, int], Tensor], reference: Tensor, against: str) -> list[dict[str, Any]]:
-    """FD of every line less that of `against` (same seed if any): bias-corrected, paired 95 % interval."""
+def compare(
+    features: dict[tuple[str, int], list[Tensor]], reference: list[Tensor], against: str
+) -> list[dict[str, Any]]:
+    """FD of every line less that of `against` (same seed if any), bias-corrected, paired 95 % intervals.
+
+    On the classifier's features ("fd") and on pixels ("pixels").
+    """
     baselines = {seed: f for (name, seed), f in features.items() if name == against}
     found = []
     for (name, seed), generated in features.items():
         if name == against or not baselines:
             continue
         base = baselines.get(seed, next(iter(baselines.values())))
-        generator = torch.Generator().manual_seed(seed)
-        estimate = frechet_bootstrap([generated, base], reference, generator).difference()
-        found.append(
-            {
-                "name": name,
-                "seed": seed,
-                "against": against,
-                "fd_difference": estimate.corrected,
-                "low": estimate.low,
-                "high": estimate.high,
-            }
-        )
+        row: dict[str, Any] = {"name": name, "seed": seed, "against": against}
+        for i, key in enumerate(("fd", "pixels")):
+            generator = torch.Generator().manual_seed(seed)
+            estimate = frechet_bootstrap([generated[i], base[i]], reference[i], generator).difference()
+            row[key] = [estimate.corrected, estimate.low, estimate.high]
+        found.append(row)
     return found
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """One line per name: mean over seeds, ± half the range."""
-    names = list(dict.fromkeys(row["name"] for row in rows))
-    columns = [
-        "fd_train",
-        "fd",
-        "floor",
-        "fd_pixels",
-        "kid",
-        "precision",
-        "recall",
-        "accuracy",
-        "neighbour_ratio",
+def table(report: dict[str, Any]) -> str:
+    """One line per model: mean over seeds ± half their range, rounded once from the recorded values."""
+    columns = {
+        "FD": ("fd", 2),
+        "FD, training": ("fd_train", 2),
+        "FD, pixels": ("fd_pixels", 2),
+        "KID ± error": ("kid", 2),
+        "precision": ("precision", 2),
+        "recall": ("recall", 2),
+        "class accuracy": ("accuracy", 3),
+        "neighbour ratio": ("neighbour_ratio", 2),
+    }
+    lines = ["| | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for name in sorted({row["name"] for row in report["rows"]}, key=order):
+        chosen = [row for row in report["rows"] if row["name"] == name]
+        cells = [show([row[key] for row in chosen], digits) for key, digits in columns.values()]
+        cells[3] = f"{mean_of(chosen, 'kid'):.2f} ± {mean_of(chosen, 'kid_error'):.2f}"
+        lines.append(f"| {title(name)} | {len(chosen)} | " + " | ".join(cells) + " |")
+    first = report["rows"][0]
+    floors = f"{first['floor']:.2f} | | {first['floor_pixels']:.2f} | | | | {first['accuracy_real']:.3f} |"
+    return "\n".join([*lines, f"| real training pictures (floor) | | {floors} |"])
+
+
+def difference_table(report: dict[str, Any]) -> str:
+    """Students less the line compared with, per seed."""
+    lines = [
+        "| | seed | difference of FD | on pixels |",
+        "|---|---|---|---|",
     ]
-    lines = ["| model | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    for name in names:
-        chosen = [row for row in rows if row["name"] == name]
-        cells = []
-        for column in columns:
-            values = [row[column] for row in chosen]
-            mean, half = sum(values) / len(values), (max(values) - min(values)) / 2
-            cells.append(f"{mean:.3g} ± {half:.2g}" if len(values) > 1 else f"{mean:.3g}")
-        lines.append(f"| {name} | {len(chosen)} | " + " | ".join(cells) + " |")
+    for row in sorted(report["differences"], key=lambda row: (order(row["name"]), row["seed"])):
+        cells = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*row[key]) for key in ("fd", "pixels")]
+        lines.append(f"| {title(row['name'])} | {row['seed']} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines)
+
+
+def readme_table(report: dict[str, Any], names: list[str]) -> str:
+    """The lines that README shows."""
+    lines = ["| | network calls | FD | recall | class accuracy |", "|---|---|---|---|---|"]
+    for name in names:
+        chosen = [row for row in report["rows"] if row["name"] == name]
+        cells = [show([row[key] for row in chosen], 2) for key in ("fd", "recall")]
+        accuracy = f"{100 * mean_of(chosen, 'accuracy'):.1f} %"
+        kind, steps = name.rsplit("-", 1)
+        lines.append(f"| {kind} | {steps} | {cells[0]} | {cells[1]} | {accuracy} |")
+    first = report["rows"][0]
+    real = f"{first['floor']:.2f} | – | {100 * first['accuracy_real']:.1f} % (held-out) |"
+    return "\n".join([*lines, f"| real training digits | – | {real}"])
+
+
+def show(values: list[float], digits: int) -> str:
+    """'0.58 ± 0.04': mean ± half the range; the value alone if there is one."""
+    mean, half = sum(values) / len(values), (max(values) - min(values)) / 2
+    return f"{mean:.{digits}f} ± {half:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
+
+
+def mean_of(rows: list[dict[str, Any]], key: str) -> float:
+    return sum(row[key] for row in rows) / len(rows)
+
+
+def order(name: str) -> tuple[bool, str, int]:
+    kind, steps = name.rsplit("-", 1)
+    return (kind != "teacher", kind, int(steps))
+
+
+def title(name: str) -> str:
+    """'student, 8 steps'."""
+    kind, steps = name.rsplit("-", 1)
+    return f"{kind}, {steps} step{'' if steps == '1' else 's'}"
 
 
 def main() -> None:

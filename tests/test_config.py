@@ -7,17 +7,17 @@ import json
 
 import pytest
 
-from momatch import config as configs
-from momatch.config import ConfigError, DistillConfig, TeacherConfig
+from momatch import config_files, validation
+from momatch.config import ConfigError, DistillConfig, TeacherConfig, to_json
 from momatch.recipes import RECIPES, recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_valid_and_survives_json(name):
     config = recipe(name)
-    configs.check(config)
-    text = json.dumps(configs.to_json(config))
-    assert configs.from_json(json.loads(text), type(config)) == config
+    validation.check(config)
+    text = json.dumps(to_json(config))
+    assert config_files.from_json(json.loads(text), type(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ def test_every_recipe_is_valid_and_survives_json(name):
 )
 def test_unknown_keys_and_wrong_types_are_refused(change, says):
     with pytest.raises(ConfigError, match=says.replace(".", r"\.")):
-        configs.from_json(change, DistillConfig)
+        config_files.from_json(change, DistillConfig)
 
 
 @pytest.mark.parametrize("steps", [0, 17, -1])
 def test_impossible_step_counts_are_refused(steps):
     with pytest.raises(ConfigError, match=f"steps is {steps}; use 1 to 16"):
-        configs.check(DistillConfig(steps=steps))
+        validation.check(DistillConfig(steps=steps))
 
 
 def test_impossible_values_are_refused():
@@ -54,11 +54,11 @@ def test_impossible_values_are_refused():
     ):
         changed = dataclasses.replace(getattr(base, field), **{inner: value})
         with pytest.raises(ConfigError, match=rf"{field}\.{inner} is {value}"):
-            configs.check(dataclasses.replace(base, **{field: changed}))
+            validation.check(dataclasses.replace(base, **{field: changed}))
     with pytest.raises(ConfigError, match="cond_dropout"):
-        configs.check(TeacherConfig(cond_dropout=1.0))
+        validation.check(TeacherConfig(cond_dropout=1.0))
 
 
 def test_differences_are_named():
-    a, b = configs.to_json(DistillConfig()), configs.to_json(DistillConfig(steps=4))
-    assert configs.differences(a, b) == ["steps: 8 there, 4 here"]
+    a, b = to_json(DistillConfig()), to_json(DistillConfig(steps=4))
+    assert config_files.differences(a, b) == ["steps: 8 there, 4 here"]

@@ -11,8 +11,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from momatch import config as configs
-from momatch import planning, schedules
+from momatch import config_files, planning, schedules
 from momatch.assembly import distillation
 from momatch.config import (
     ConfigError,
@@ -22,6 +21,7 @@ from momatch.config import (
     MonitorConfig,
     ScheduleConfig,
     StoppingConfig,
+    to_json,
 )
 from momatch.data.images import ImageSet, Split
 from momatch.denoiser import Denoiser
@@ -29,8 +29,9 @@ from momatch.errors import UsageError
 from momatch.methods.base import Batch
 from momatch.model import Model, load_model
 from momatch.monitoring import Look
+from momatch.networks import registry
 from momatch.networks.configs import UNetConfig, UViTConfig
-from momatch.networks.registry import NetworkConfig, build, from_json, to_json
+from momatch.networks.registry import NetworkConfig, build
 from momatch.reports.html import read_run, write_report
 from momatch.stopping import Smoothed, Stopper
 from momatch.training.loop import TrainConfig
@@ -104,7 +105,7 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one(config, data, tmp_path
 
 @pytest.mark.parametrize("network", [UNET, UVIT, replace(UVIT, channels=(), patch_size=2)])
 def test_networks_are_saved_and_loaded_and_every_branch_learns(network, data, tmp_path):
-    assert from_json(json.loads(json.dumps(to_json(network)))) == network
+    assert registry.from_json(json.loads(json.dumps(registry.to_json(network)))) == network
     run = distillation(make_teacher(network), data, replace(CONFIG, student_dropout=0.1))
     before = {k: v.clone() for k, v in run.model.denoiser.named_parameters()}
     for _ in run:
@@ -298,4 +299,4 @@ def test_configs_with_every_option_survive_json():
     config = replace(
         CONFIG, guidance=GuidanceConfig(1.5), stopping=StoppingConfig(patience=2), posterior="fresh"
     )
-    assert configs.from_json(configs.to_json(config), DistillConfig) == config
+    assert config_files.from_json(to_json(config), DistillConfig) == config

@@ -25,6 +25,8 @@ ORDER = [
     "methods",
     "training",
     "config",
+    "config_files",
+    "validation",
     "evaluation",
     "reports",
     "monitoring",

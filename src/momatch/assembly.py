@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from momatch import config as configs
-from momatch.config import ConfigError, DistillConfig, RunConfig, TeacherConfig
+from momatch import validation
+from momatch.config import ConfigError, DistillConfig, RunConfig, TeacherConfig, to_json
 from momatch.data.images import ImageSet, Split, stratified_split
 from momatch.denoiser import Denoiser
 from momatch.methods import weighting
@@ -41,7 +41,7 @@ def distillation(
     Raises:
         ConfigError: if a value is impossible, or teacher and data do not fit each other.
     """
-    configs.check(config)
+    validation.check(config)
     check_fit(teacher, data.train)
     if config.guidance.scale and not teacher.denoiser.null_values:
         raise ConfigError(
@@ -68,7 +68,7 @@ def distillation(
         "role": "student",
         "teacher": config.teacher,
         "data": config.data,
-        "config": configs.to_json(config),
+        "config": to_json(config),
         "inputs": inputs,
     }
     model = Student(student, network, schedule, teacher.sample_shape, config.steps, teacher.num_classes, info)
@@ -165,7 +165,7 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
     Raises:
         ConfigError: if a value is impossible, or the network does not fit the pictures.
     """
-    configs.check(config)
+    validation.check(config)
     images = data.train
     num_classes = images.num_classes if images.num_classes > 1 else 0
     shape = tuple(images.images.shape[1:])
@@ -188,7 +188,7 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         config.cond_dropout,
     )
     inputs = {"data": images.fingerprint()}
-    info = {"role": "teacher", "data": config.data, "config": configs.to_json(config), "inputs": inputs}
+    info = {"role": "teacher", "data": config.data, "config": to_json(config), "inputs": inputs}
     model = Model(denoiser, network_config, schedule, shape, config.sampling_steps, num_classes, info)
     batches, path = _batches(images, num_classes, config), _path(directory)
     return Run(config, method, batches, model, images, path, images, Best(None), inputs)

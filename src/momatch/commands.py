@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
-from momatch import config as configs
+from momatch import config_files, validation
 from momatch.assembly import check_fit, distillation, teacher_training
 from momatch.assessment import Candidate, assess
 from momatch.config import ConfigError, DistillConfig, RunConfig, TeacherConfig
@@ -121,7 +121,7 @@ def train_teacher(arguments: list[str], console: Console) -> None:
     base, rest = base_config(arguments, TeacherConfig, "train-teacher")
     assert isinstance(base, TeacherConfig)
     parsed = parse(TeacherArguments, rest, "train-teacher RECIPE", TeacherArguments(tyro.MISSING, base))
-    configs.check(parsed.config)
+    validation.check(parsed.config)
     finish(teacher_training(load_data(parsed.config.data), parsed.config, parsed.out), "training", console)
     out = shlex.quote(str(parsed.out))
     console.print(
@@ -150,7 +150,7 @@ def distill(arguments: list[str], console: Console) -> None:
     assert isinstance(base, DistillConfig)
     parsed = parse(DistillArguments, rest, "distill RECIPE", DistillArguments(tyro.MISSING, base))
     config = parsed.config
-    configs.check(config)
+    validation.check(config)
     finish(
         distillation(load_teacher(config.teacher), load_data(config.data), config, parsed.out),
         "distilling",
@@ -302,7 +302,7 @@ def plan(arguments: list[str], console: Console) -> None:
     base, rest = base_config(arguments, None, "plan")
     kind = type(base)
     parsed = parse(kind, rest, "plan RECIPE", base)
-    configs.check(parsed)
+    validation.check(parsed)
     console.print(planning.render(planning.plan(parsed)))
 
 
@@ -352,7 +352,7 @@ def base_config(
     if arguments[0] == "--config":
         if len(arguments) < 2:
             raise UsageError("--config needs a file: a run's config.json")
-        config, rest = configs.read(Path(arguments[1])), arguments[2:]
+        config, rest = config_files.read(Path(arguments[1])), arguments[2:]
     elif arguments[0].startswith("-"):
         raise UsageError(f"name the recipe first: momatch {command} RECIPE {arguments[0]} …")
     else:

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from momatch import config as configs
-from momatch.config import ConfigError, DistillConfig, RunConfig, StoppingConfig
+from momatch import config_files
+from momatch.config import ConfigError, DistillConfig, RunConfig, StoppingConfig, to_json
 from momatch.data.images import ImageSet
 from momatch.evaluation.builtin import feature_extractor
 from momatch.files import write_atomically
@@ -283,7 +283,7 @@ def claim(directory: Path, config: RunConfig, inputs: dict[str, str] | None = No
     Raises:
         ConfigError: if it belongs to a run of another config, or cannot be written.
     """
-    path, wanted = directory / "config.json", {**configs.to_json(config), "inputs": inputs or {}}
+    path, wanted = directory / "config.json", {**to_json(config), "inputs": inputs or {}}
     if path.exists():
         try:
             found = json.loads(path.read_text())
@@ -293,7 +293,7 @@ def claim(directory: Path, config: RunConfig, inputs: dict[str, str] | None = No
             raise ConfigError(
                 f"{path} is damaged ({error}); choose another --out or delete the folder"
             ) from None
-        changed = configs.differences(found, wanted)
+        changed = config_files.differences(found, wanted)
         begun = checkpoint.paths(directory / "checkpoints") or (directory / "metrics.jsonl").exists()
         if changed and begun:
             raise ConfigError(

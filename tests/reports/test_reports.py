@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from momatch import config as configs
-from momatch.config import DistillConfig, TeacherConfig
+from momatch.config import DistillConfig, TeacherConfig, to_json
 from momatch.errors import UsageError
 from momatch.evaluation.run import EvaluationResult, Measurement
 from momatch.evaluation.sweep import Row
@@ -43,7 +42,7 @@ def teacher_rows():
 def write_run(path, rows=None, done=1000, config=None):
     (path / "samples").mkdir(parents=True)
     config = config or DistillConfig(train=TrainConfig(num_steps=1000))
-    (path / "config.json").write_text(json.dumps(configs.to_json(config)))
+    (path / "config.json").write_text(json.dumps(to_json(config)))
     rng = np.random.default_rng(0)
     lines = [dict(event="start", step=1, data_mean=-0.39, data_std=0.75)]
     for step in range(50, done + 1, 50):
@@ -219,7 +218,7 @@ def test_report_of_many_alarms_shows_the_first(tmp_path):
 
 
 def test_report_of_next_to_nothing(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(configs.to_json(DistillConfig())))
+    (tmp_path / "config.json").write_text(json.dumps(to_json(DistillConfig())))
     page = html.write_report(tmp_path).read_text()
     for sentence in (
         "too few numbers",

@@ -1,0 +1,151 @@
+"""Refusing impossible settings before any work, each in one sentence that names key, value and remedy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from momatch.config import ConfigError, DistillConfig, RunConfig, to_json
+from momatch.model import MAX_SEED, MAX_STUDENT_STEPS
+
+
+def check(config: RunConfig) -> None:
+    """Refuse impossible values before any work.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+    """
+    for key, value in _flatten(to_json(config)):
+        if isinstance(value, float):
+            _require(math.isfinite(value), key, value, "it must be finite")
+    positive = {
+        "train.num_steps": config.train.num_steps,
+        "train.batch_size": config.train.batch_size,
+        "train.log_every": config.train.log_every,
+        "train.checkpoint_every": config.train.checkpoint_every,
+        "optim.learning_rate": config.optim.learning_rate,
+        "optim.clip_norm": config.optim.clip_norm,
+        "weighting.exponent": config.weighting.exponent,
+        "weighting.delta_exponent": config.weighting.delta_exponent,
+        "weighting.maximum": config.weighting.maximum,
+    }
+    for key, value in positive.items():
+        _require(0 < value < math.inf, key, value, "it must be above 0 and finite")
+    for key in ("eps", "warmup_steps"):
+        value = getattr(config.optim, key)
+        _require(0 <= value < math.inf, f"optim.{key}", value, "it must not be negative")
+    _require(0 <= config.train.seed < MAX_SEED, "train.seed", config.train.seed, f"use 0 to {MAX_SEED - 1}")
+    for key in ("shift", "shift_high"):
+        value = getattr(config.schedule, key)
+        _require(abs(value) <= 30, f"schedule.{key}", value, "it must lie in [−30, 30]")
+    _require(config.monitor.every >= 0, "monitor.every", config.monitor.every, "it must be 0 (never) or more")
+    _require(
+        config.monitor.num_samples >= 100,
+        "monitor.num_samples",
+        config.monitor.num_samples,
+        "use 100 or more",
+    )
+    for key in ("beta1", "beta2"):
+        value = getattr(config.optim, key)
+        _require(0 <= value < 1, f"optim.{key}", value, "it must lie in [0, 1)")
+    if isinstance(config, DistillConfig):
+        _check_distillation(config)
+    else:
+        widths = config.network.channels
+        _require(
+            bool(widths) and all(w > 0 and w % 8 == 0 for w in widths),
+            "network.channels",
+            widths,
+            "use multiples of 8",
+        )
+        levels = range(len(widths))
+        for level in config.network.attention_levels:
+            if level in levels and widths[level] >= 64:
+                _require(
+                    widths[level] % 32 == 0,
+                    "network.channels",
+                    widths,
+                    "levels with attention need multiples of 32",
+                )
+        fits = all(level in levels for level in config.network.attention_levels)
+        _require(
+            fits,
+            "network.attention_levels",
+            config.network.attention_levels,
+            f"use levels 0 to {len(widths) - 1}",
+        )
+        dim = config.network.embedding_dim
+        _require(dim >= 2 and dim % 2 == 0, "network.embedding_dim", dim, "use an even number, 2 or more")
+        _require(
+            config.network.blocks_per_level >= 1,
+            "network.blocks_per_level",
+            config.network.blocks_per_level,
+            "use 1 or more",
+        )
+        _require(
+            0 <= config.network.dropout < 1,
+            "network.dropout",
+            config.network.dropout,
+            "it must lie in [0, 1)",
+        )
+        _require(0 <= config.cond_dropout < 1, "cond_dropout", config.cond_dropout, "it must lie in [0, 1)")
+        _require(config.sampling_steps >= 1, "sampling_steps", config.sampling_steps, "it must be at least 1")
+
+
+def _check_distillation(config: DistillConfig) -> None:
+    _require(1 <= config.steps <= MAX_STUDENT_STEPS, "steps", config.steps, f"use 1 to {MAX_STUDENT_STEPS}")
+    guidance, stopping, instant = config.guidance, config.stopping, config.instant
+    at_least_0 = {
+        "teacher_term": config.teacher_term,
+        "guidance.scale": guidance.scale,
+        "instant.lambda_steps": instant.lambda_steps,
+        "instant.lambda_eps": instant.lambda_eps,
+        "stopping.patience": stopping.patience,
+        "stopping.within_noise": stopping.within_noise,
+    }
+    for key, value in at_least_0.items():
+        _require(0 <= value < math.inf, key, value, "it must not be negative, and finite")
+    _require(
+        guidance.logsnr_min < guidance.logsnr_max,
+        "guidance.logsnr_min",
+        guidance.logsnr_min,
+        f"it must be below guidance.logsnr_max, which is {guidance.logsnr_max}",
+    )
+    _require(0 < guidance.percentile < 1, "guidance.percentile", guidance.percentile, "it must lie in (0, 1)")
+    _require(
+        0 <= config.student_dropout < 1, "student_dropout", config.student_dropout, "it must lie in [0, 1)"
+    )
+    _require(
+        0 <= config.warm_start_steps < config.train.num_steps,
+        "warm_start_steps",
+        config.warm_start_steps,
+        f"it must be below train.num_steps, which is {config.train.num_steps}",
+    )
+    _require(stopping.window >= 2, "stopping.window", stopping.window, "it must be at least 2")
+    _require(0 < stopping.held_back < 1, "stopping.held_back", stopping.held_back, "it must lie in (0, 1)")
+    if stopping.active:
+        _require(config.monitor.every > 0, "monitor.every", 0, "a stopping rule needs looks at the samples")
+    if config.method == "instant":
+        _require(config.update == "alternating", "update", config.update, "leave it out with method=instant")
+    else:
+        _require(
+            not stopping.within_noise,
+            "stopping.within_noise",
+            stopping.within_noise,
+            "it needs method=instant; use stopping.patience here",
+        )
+    if instant.centre:
+        _require(config.source == "data", "source", config.source, "instant.centre needs source=data")
+
+
+def _flatten(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted keys with their values."""
+    found: list[tuple[str, Any]] = []
+    for key, value in fields.items():
+        found += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return found
+
+
+def _require(condition: bool, key: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} is {value}; {remedy}")
