@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +104,28 @@ def test_the_whole_way(run, data, tmp_path, capsys):
     assert [m["step"] for m in metrics if m.get("event") == "look"] == [3, 6]
 
 
+def test_a_guidance_sweep_leaves_a_curve_and_its_figures(run, tmp_path, capsys):
+    out = tmp_path / "curve.png"
+    assert main(["guidance", run, "--scales", "0,2", "--steps", "2", "--num", "120", "--out", str(out)]) == 0
+    assert Image.open(out).size[0] > 300 and "w = 2" in capsys.readouterr().out
+    rows = json.loads(out.with_suffix(".json").read_text())
+    values = [[m["value"] for m in row["result"]["measurements"] if m["metric"] == "frechet"] for row in rows]
+    assert [row["scale"] for row in rows] == [0.0, 2.0] and values[0] != values[1]
+
+
+def test_evaluate_refuses_a_teacher_that_has_changed(run, teacher, tmp_path, capsys):
+    model = momatch.load_teacher(teacher)
+    kept = (Path(teacher) / "teacher" / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        next(model.denoiser.parameters()).add_(1.0)
+    model.save(Path(teacher) / "teacher")
+    try:
+        assert main(["evaluate", run, "--teacher-steps", "4", "--num", "120"]) == 2
+        assert "is not the teacher that" in capsys.readouterr().err
+    finally:
+        (Path(teacher) / "teacher" / "model.safetensors").write_bytes(kept)
+
+
 def test_the_same_command_again_finishes_at_once_and_changes_nothing(run, teacher, data):
     before = momatch.load_student(run).sample(4, seed=1)
     assert (
@@ -200,6 +223,10 @@ MISTAKES = [
     (["plan", "--config", "{data}"], "cannot read the config"),
     (["evaluate", "{run}", "--steps", "1,b"], "'1,b' is not a list"),
     (["evaluate", "{run}", "--steps", "1,20"], "got 20"),
+    (["guidance", "{run}", "--scales", "0,x"], "'0,x' is not a list of numbers"),
+    (["guidance", "{run}", "--scales", "-1"], "guidance.scale is -1"),
+    (["guidance", "{run}", "--out", "{tmp}/x.gif"], ".png or .svg"),
+    (["guidance", "{run}", "--guidance.logsnr-min", "30"], "below guidance.logsnr_max"),
     (["report", "{tmp}"], "not the folder of a run"),
     (["plan", "digits-9"], "unknown recipe"),
     (["recipes", "x"], "takes no arguments"),

@@ -38,6 +38,8 @@ ORDER = [
     "progress",
     "planning",
     "assets",
+    "arguments",
+    "inspection",
     "commands",
     "cli",
     "__main__",

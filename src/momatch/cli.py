@@ -12,6 +12,7 @@ COMMANDS = {
     "distill": "distil a teacher by moment matching: momatch distill RECIPE --out DIR",
     "sample": "draw pictures from a run: momatch sample RUN --steps 4 --num 64 --out grid.png",
     "evaluate": "measure a run's model against held-out data: momatch evaluate RUN --steps 1,2,4,8",
+    "guidance": "what guidance gives and costs: momatch guidance RUN --scales 0,0.5,1,2 --out curve.png",
     "report": "write a run's report.html: momatch report RUN",
     "plan": "parameters, memory and time of a recipe, before anything is trained: momatch plan RECIPE",
     "recipes": "list the recipes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from momatch.config import ConfigError, DistillConfig, RunConfig, to_json
+from momatch.config import ConfigError, DistillConfig, GuidanceConfig, RunConfig, to_json
 from momatch.model import MAX_SEED, MAX_STUDENT_STEPS
 
 
@@ -92,19 +92,14 @@ def check(config: RunConfig) -> None:
         _require(config.sampling_steps >= 1, "sampling_steps", config.sampling_steps, "it must be at least 1")
 
 
-def _check_distillation(config: DistillConfig) -> None:
-    _require(1 <= config.steps <= MAX_STUDENT_STEPS, "steps", config.steps, f"use 1 to {MAX_STUDENT_STEPS}")
-    guidance, stopping, instant = config.guidance, config.stopping, config.instant
-    at_least_0 = {
-        "teacher_term": config.teacher_term,
-        "guidance.scale": guidance.scale,
-        "instant.lambda_steps": instant.lambda_steps,
-        "instant.lambda_eps": instant.lambda_eps,
-        "stopping.patience": stopping.patience,
-        "stopping.within_noise": stopping.within_noise,
-    }
-    for key, value in at_least_0.items():
-        _require(0 <= value < math.inf, key, value, "it must not be negative, and finite")
+def check_guidance(guidance: GuidanceConfig) -> None:
+    """Refuse impossible guidance.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+    """
+    scale = guidance.scale
+    _require(0 <= scale < math.inf, "guidance.scale", scale, "it must not be negative, and finite")
     _require(
         guidance.logsnr_min < guidance.logsnr_max,
         "guidance.logsnr_min",
@@ -112,6 +107,21 @@ def _check_distillation(config: DistillConfig) -> None:
         f"it must be below guidance.logsnr_max, which is {guidance.logsnr_max}",
     )
     _require(0 < guidance.percentile < 1, "guidance.percentile", guidance.percentile, "it must lie in (0, 1)")
+
+
+def _check_distillation(config: DistillConfig) -> None:
+    _require(1 <= config.steps <= MAX_STUDENT_STEPS, "steps", config.steps, f"use 1 to {MAX_STUDENT_STEPS}")
+    guidance, stopping, instant = config.guidance, config.stopping, config.instant
+    at_least_0 = {
+        "teacher_term": config.teacher_term,
+        "instant.lambda_steps": instant.lambda_steps,
+        "instant.lambda_eps": instant.lambda_eps,
+        "stopping.patience": stopping.patience,
+        "stopping.within_noise": stopping.within_noise,
+    }
+    for key, value in at_least_0.items():
+        _require(0 <= value < math.inf, key, value, "it must not be negative, and finite")
+    check_guidance(guidance)
     _require(
         0 <= config.student_dropout < 1, "student_dropout", config.student_dropout, "it must lie in [0, 1)"
     )

@@ -124,6 +124,25 @@ def statistics_curves(
     return figure
 
 
+def guidance_curve(points: Sequence[tuple[float, Row]]) -> Figure:
+    """Recall against precision (and against class accuracy) along guidance scales.
+
+    Args:
+        points: (scale, what was measured at it).
+    """
+    figure, axes = _axes(columns=2)
+    for panel, metric, label in zip(
+        axes, ("precision", "class_accuracy"), ("precision", "class accuracy"), strict=True
+    ):
+        found = [(w, find(row, metric), find(row, "recall")) for w, row in points]
+        known = [(w, x.value, y.value) for w, x, y in found if x and y]
+        panel.plot([x for _, x, _ in known], [y for _, _, y in known], color=OTHER_COLOUR, marker="o")
+        for w, x, y in known:
+            panel.annotate(f"w = {w:g}", (x, y), textcoords="offset points", xytext=(5, 5), color=INK)
+        _label(panel, label, "recall")
+    return figure
+
+
 def quality_curve(rows: Sequence[Row]) -> Figure:
     """Fréchet distance against sampling steps, for every model, with 95 % intervals and the floor."""
     figure, axes = _axes()

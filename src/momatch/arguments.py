@@ -1,0 +1,106 @@
+"""From the words of a command line to typed arguments; what cannot be read becomes one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import tyro
+
+from momatch import config_files
+from momatch.config import ConfigError, DistillConfig, RunConfig, TeacherConfig
+from momatch.denoiser import Cond
+from momatch.errors import UsageError
+from momatch.model import Model
+from momatch.recipes import RECIPES, recipe
+
+Arguments = TypeVar("Arguments")
+TYRO_HEADINGS = ("Parsing error ", "Value error Error parsing ", "Required options ", "Unrecognized options ")
+BOX_TO_SPACES = {ord(character): " " for character in "│╭╮╰╯─╞╡┌┐└┘"}
+
+
+def base_config(
+    arguments: list[str], kind: type[RunConfig] | None, command: str
+) -> tuple[RunConfig, list[str]]:
+    """The config that a command starts from, and the arguments left: RECIPE …, or --config FILE …"""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        fitting = [name for name, make in RECIPES.items() if kind is None or isinstance(make(), kind)]
+        if not arguments:
+            raise UsageError(f"name a recipe: momatch {command} RECIPE, one of {', '.join(fitting)}")
+        return (kind or DistillConfig)(), arguments
+    if arguments[0] == "--config":
+        if len(arguments) < 2:
+            raise UsageError("--config needs a file: a run's config.json")
+        config, rest = config_files.read(Path(arguments[1])), arguments[2:]
+    elif arguments[0].startswith("-"):
+        raise UsageError(f"name the recipe first: momatch {command} RECIPE {arguments[0]} …")
+    else:
+        config, rest = recipe(arguments[0]), arguments[1:]
+    if kind is not None and not isinstance(config, kind):
+        right = "train-teacher" if isinstance(config, TeacherConfig) else "distill"
+        raise ConfigError(f"{arguments[0]} is for momatch {right}, not for momatch {command}")
+    return config, rest
+
+
+def parse(
+    kind: type[Arguments], arguments: list[str], command: str, default: Arguments | None = None
+) -> Arguments:
+    """Read arguments into `kind`; what tyro objects to becomes one sentence.
+
+    Raises:
+        UsageError: if the arguments are wrong. SystemExit(0) after --help.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            program = f"momatch {command}"
+            if default is None:
+                return tyro.cli(kind, args=arguments, prog=program)
+            return tyro.cli(kind, args=arguments, prog=program, default=default)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    words = " ".join(said.getvalue().translate(BOX_TO_SPACES).split())
+    words = words.partition(" For full helptext")[0]
+    words = words.partition(" Argument helptext:")[0]
+    for heading in TYRO_HEADINGS:
+        words = words.removeprefix(heading)
+    raise UsageError(f"{words} (see momatch {command} --help)")
+
+
+def label_cond(labels: str | None, num: int, model: Model) -> Cond | None:
+    """The condition for `num` samples: the given labels in turn, or all in turn."""
+    if labels is None:
+        return {"label": torch.arange(num) % model.num_classes} if model.num_classes else None
+    if not model.num_classes:
+        raise UsageError(f"--labels {labels}: this model is unconditional; leave labels out")
+    chosen = torch.tensor(integers(labels, "--labels"))
+    wrong = chosen[(chosen < 0) | (chosen >= model.num_classes)]
+    if len(wrong):
+        raise UsageError(
+            f"--labels {labels}: {int(wrong[0])} is out of range, "
+            f"this model knows 0 to {model.num_classes - 1}"
+        )
+    return {"label": chosen[torch.arange(num) % len(chosen)]}
+
+
+def integers(text: str, option: str) -> tuple[int, ...]:
+    """Read whole numbers: "1,2,4" → (1, 2, 4)."""
+    try:
+        found = tuple(int(part) for part in text.split(","))
+        if any(abs(number) >= 2**31 for number in found):
+            raise ValueError
+        return found
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is not a list of whole numbers such as 1,2,4") from None
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """Read numbers: "0,0.5,1" → (0.0, 0.5, 1.0)."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is not a list of numbers such as 0,0.5,1") from None

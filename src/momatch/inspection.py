@@ -1,0 +1,236 @@
+"""The commands that look at finished models: sample, evaluate, guidance, report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+from tyro.conf import Positional
+
+from momatch import validation
+from momatch.arguments import integers, label_cond, numbers, parse
+from momatch.assembly import check_fit
+from momatch.assessment import Candidate, assess
+from momatch.config import GuidanceConfig
+from momatch.data.images import Split
+from momatch.data.sources import load_data
+from momatch.errors import UsageError
+from momatch.evaluation.sweep import Row
+from momatch.teachers.own import load_any, load_teacher
+
+
+@dataclass(frozen=True)
+class SampleArguments:
+    """Draw pictures from a run's model.
+
+    Attributes:
+        run: folder of a run or of a model, or "digits" for the built-in teacher.
+        steps: network calls a sample; what the model was made for, if left out.
+        num: how many.
+        labels: classes to ask for, such as 0,1,2, taken in turn; all in turn if left out.
+        seed: of the noise.
+        eta: stochasticity: 1 is ancestral, 0 is DDIM.
+        out: a .png for a grid, or an .npz with images (uint8) and labels.
+    """
+
+    run: Positional[str]
+    steps: int | None = None
+    num: int = 64
+    labels: str | None = None
+    seed: int = 0
+    eta: float = 1.0
+    out: Path = Path("samples.png")
+
+
+def sample(arguments: list[str], console: Console) -> None:
+    """`momatch sample RUN`."""
+    parsed = parse(SampleArguments, arguments, "sample")
+    if parsed.out.suffix not in (".png", ".npz"):
+        raise UsageError(f"--out {parsed.out} must end in .png or .npz")
+    if not parsed.out.parent.is_dir():
+        raise UsageError(f"--out {parsed.out}: the folder {parsed.out.parent} does not exist; make it first")
+    if not 0 <= parsed.eta <= 1:
+        raise UsageError(f"--eta {parsed.eta} must lie in [0, 1]: 0 is DDIM, 1 is ancestral")
+    model = load_any(parsed.run)
+    steps = model.steps if parsed.steps is None else parsed.steps
+    model.check_request(parsed.num, steps, None, parsed.seed)
+    cond = label_cond(parsed.labels, parsed.num, model)
+    images = model.sample(parsed.num, steps, cond, parsed.seed, parsed.eta)
+    if parsed.out.suffix == ".npz":
+        import numpy as np
+
+        pixels = images.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        if cond:
+            np.savez_compressed(parsed.out, images=pixels, labels=cond["label"].numpy())
+        else:
+            np.savez_compressed(parsed.out, images=pixels)
+    else:
+        from momatch.reports.plots import image_grid, save_png
+
+        save_png(image_grid(images, grid_columns(parsed.num)), parsed.out)
+    console.print(f"{parsed.num} samples in {steps} steps each: {parsed.out}", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Measure a run's model, and its teacher, against data that no training saw.
+
+    Attributes:
+        run: folder of a run or of a model, or "digits" for the built-in teacher.
+        steps: network calls to try, such as 1,2,4,8; what the model was made for, if left out.
+        teacher_steps: the same for a student's teacher; left out, the teacher is not measured.
+        num: samples for each line.
+        seed: of samples and resampling.
+        data: data to compare with; what the model was trained on, if left out.
+    """
+
+    run: Positional[str]
+    steps: str | None = None
+    teacher_steps: str | None = None
+    num: int = 20_000
+    seed: int = 0
+    data: str | None = None
+
+
+def evaluate(arguments: list[str], console: Console) -> None:
+    """`momatch evaluate RUN`."""
+    parsed = parse(EvaluateArguments, arguments, "evaluate")
+    if parsed.num < 100:
+        raise UsageError(
+            f"--num {parsed.num} is too few for any metric; use 100 or more (20000 for figures to quote)"
+        )
+    model = load_any(parsed.run)
+    data = load_data(parsed.data or str(model.info.get("data", "digits")))
+    inputs = model.info.get("inputs", {})
+    if parsed.data is None and inputs.get("data", data.train.fingerprint()) != data.train.fingerprint():
+        raise UsageError(
+            f"{model.info['data']} no longer holds the pictures that {parsed.run} was trained on; "
+            "name the data to compare with by --data"
+        )
+    steps = integers(parsed.steps, "--steps") if parsed.steps else (model.steps,)
+    check_fit(model, data.heldout)
+    candidates = [Candidate(str(model.info.get("role", "model")), model, steps)]
+    if parsed.teacher_steps:
+        if model.info.get("role") != "student":
+            raise UsageError(
+                f"--teacher-steps {parsed.teacher_steps}: {parsed.run} is no student; use --steps instead"
+            )
+        counts = integers(parsed.teacher_steps, "--teacher-steps")
+        teacher = load_teacher(str(model.info["teacher"]))
+        if inputs.get("teacher", teacher.fingerprint()) != teacher.fingerprint():
+            raise UsageError(
+                f"{model.info['teacher']} is not the teacher that {parsed.run} was distilled from; "
+                "put that one back there, or leave out --teacher-steps"
+            )
+        candidates.insert(0, Candidate("teacher", teacher, counts))
+    for candidate in candidates:
+        for k in candidate.steps:
+            candidate.model.check_request(parsed.num, k, None, parsed.seed)
+    directory = Path(parsed.run) if (Path(parsed.run) / "config.json").is_file() else None
+    measure(directory, candidates, data, parsed.num, parsed.seed, console)
+
+
+@dataclass(frozen=True)
+class GuidanceArguments:
+    """Measure a model under several guidance scales: what fidelity costs in diversity.
+
+    Guidance belongs into a teacher before it is distilled: `momatch distill RECIPE --guidance.scale W`.
+
+    Attributes:
+        run: folder of a run or of a model, or "digits" for the built-in teacher.
+        scales: w in (1 + w) g(z, c) − w g(z, ∅), such as 0,0.5,1,2.
+        steps: network calls a sample; what the model was made for, if left out.
+        guidance: where guidance acts, and clipping; its scale is replaced by each of `scales`.
+        num: samples for each line.
+        seed: of samples and resampling.
+        data: data to compare with; what the model was trained on, if left out.
+        out: picture of the curve, a .png or .svg; its figures are written beside it as .json.
+    """
+
+    run: Positional[str]
+    scales: str = "0,0.25,0.5,1,2,4"
+    steps: int | None = None
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    num: int = 4000
+    seed: int = 0
+    data: str | None = None
+    out: Path = Path("guidance.png")
+
+
+def guidance(arguments: list[str], console: Console) -> None:
+    """`momatch guidance RUN`."""
+    from momatch.reports.plots import guidance_curve
+
+    parsed = parse(GuidanceArguments, arguments, "guidance")
+    if parsed.out.suffix not in (".png", ".svg"):
+        raise UsageError(f"--out {parsed.out} must end in .png or .svg")
+    if not parsed.out.parent.is_dir():
+        raise UsageError(f"--out {parsed.out}: the folder {parsed.out.parent} does not exist; make it first")
+    scales = numbers(parsed.scales, "--scales")
+    model = load_any(parsed.run)
+    if not model.denoiser.null_values:
+        raise UsageError(f"{parsed.run} has no null condition, so it cannot be guided")
+    data = load_data(parsed.data or str(model.info.get("data", "digits")))
+    check_fit(model, data.heldout)
+    steps = model.steps if parsed.steps is None else parsed.steps
+    model.check_request(parsed.num, steps, None, parsed.seed)
+    candidates = []
+    for scale in scales:
+        config = replace(parsed.guidance, scale=scale)
+        validation.check_guidance(config)
+        guided = replace(model, denoiser=config.apply(model.denoiser))
+        candidates.append(Candidate(f"w = {scale:g}", guided, (steps,)))
+    rows = measure(None, candidates, data, parsed.num, parsed.seed, console)
+    figure = guidance_curve(list(zip(scales, rows, strict=True)))
+    figure.savefig(parsed.out, dpi=150, transparent=False, facecolor="white")
+    contents = [{"scale": w, **row.to_dict()} for w, row in zip(scales, rows, strict=True)]
+    parsed.out.with_suffix(".json").write_text(json.dumps(contents, indent=1) + "\n")
+    console.print(f"Curve: {parsed.out}, figures: {parsed.out.with_suffix('.json')}", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Write a run's report.html.
+
+    Attributes:
+        run: the run's folder.
+    """
+
+    run: Positional[Path]
+
+
+def report(arguments: list[str], console: Console) -> None:
+    """`momatch report RUN`."""
+    from momatch.reports.html import write_report
+
+    parsed = parse(ReportArguments, arguments, "report")
+    if not (parsed.run / "config.json").is_file():
+        raise UsageError(f"{parsed.run} is not the folder of a run (no config.json)")
+    console.print(f"Report: {write_report(parsed.run)}", soft_wrap=True)
+
+
+def measure(
+    directory: Path | None,
+    candidates: list[Candidate],
+    data: Split,
+    num_samples: int,
+    seed: int,
+    console: Console,
+) -> list[Row]:
+    """Evaluate and print the table; a line as each row is done, since some take long."""
+    from momatch.reports.tables import evaluation_table
+
+    rows = []
+    with console.status(f"sampling and measuring {num_samples} pictures a line"):
+        for row in assess(directory, candidates, data, num_samples, seed):
+            rows.append(row)
+            console.print(f"  measured: {row.name}, {row.steps} steps")
+    console.print(evaluation_table(rows))
+    return rows
+
+
+def grid_columns(num: int) -> int:
+    """Columns that make a grid of `num` pictures about square."""
+    return max(1, round(num**0.5))
