@@ -15,10 +15,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.func import functional_call, jvp
 
 from momatch import schedules
 from momatch.denoiser import Denoiser
 from momatch.methods.alternating import Alternating
+from momatch.methods.instant import Instant
+from momatch.methods.products import forward_mode
 from momatch.methods.transition import Transition
 from momatch.networks.configs import UNetConfig
 from momatch.networks.unet import UNet
@@ -80,6 +83,47 @@ def bare(config: UNetConfig, batch_size: int) -> Callable[[], None]:
     return pair
 
 
+def ours_instant(config: UNetConfig, batch_size: int) -> Callable[[], None]:
+    """One update of Algorithm 3, through the training loop; two minibatches of `batch_size`."""
+    teacher, student, _ = (Denoiser(net, "v", {"label": CLASSES}) for net in networks(config))
+    scale = {name: torch.ones_like(p) for name, p in teacher.named_parameters()}
+    method = Instant(teacher, student, Transition(schedules.cosine(), 8), scale)
+    images, labels = torch.randn(1000, 1, 8, 8), torch.randint(CLASSES, (1000,))
+    endless = TrainConfig(num_steps=10**9, batch_size=2 * batch_size, log_every=50)
+    batches = image_batches(images, labels, 2 * batch_size, 0)
+    records: Iterator = train(method, batches, endless, OptimConfig())
+
+    def update() -> None:
+        next(records)
+
+    return update
+
+
+def bare_instant(config: UNetConfig, batch_size: int) -> Callable[[], None]:
+    """The same calls by hand: student; teacher, its gradient, its Jacobian product; student, backward, Adam."""
+    teacher, student, _ = networks(config)
+    adam = torch.optim.Adam(student.parameters(), lr=1e-6, betas=(0.0, 0.99), eps=1e-12, fused=True)
+    z, logsnr = torch.randn(batch_size, 1, 8, 8), torch.randn(batch_size)
+    cond = {"label": torch.randint(CLASSES, (batch_size,))}
+    theta = {name: p.detach().requires_grad_() for name, p in teacher.named_parameters()}
+    fixed = {name: p.detach() for name, p in teacher.named_parameters()}
+
+    def update() -> None:
+        with torch.no_grad():
+            student(z, logsnr, cond)
+        output = functional_call(teacher, theta, (z, logsnr, cond))
+        gradient = torch.autograd.grad(output.sum(), list(theta.values()))
+        direction = dict(zip(theta, gradient, strict=True))
+        with torch.no_grad(), forward_mode(teacher):
+            jvp(lambda p: functional_call(teacher, p, (z, logsnr, cond)), (fixed,), (direction,))
+        sample: Tensor = student(z, logsnr, cond)
+        adam.zero_grad(set_to_none=True)
+        sample.sum().backward()
+        adam.step()
+
+    return update
+
+
 def main() -> None:
     torch.set_num_threads(1)
     digits = UNetConfig(channels=(16, 32, 64), attention_levels=(2,), num_classes=CLASSES)
@@ -97,6 +141,9 @@ def main() -> None:
             1.05,
             41,
             20,
+        ),
+        compare(
+            "instant, digits U-Net, batch 128", ours_instant(digits, 128), bare_instant(digits, 128), 1.05
         ),
         compare(f"joint, {size:,} parameters, batch 1", ours(tiny, 1, "joint"), bare(tiny, 1), 0.72, 41, 20),
     ]
