@@ -100,7 +100,7 @@ def ours_instant(config: UNetConfig, batch_size: int) -> Callable[[], None]:
 
 
 def bare_instant(config: UNetConfig, batch_size: int) -> Callable[[], None]:
-    """The same calls by hand: student; teacher, its gradient, its Jacobian product; student, backward, Adam."""
+    """The same calls by hand: student; teacher, its gradient, its Jacobian product; student, Adam."""
     teacher, student, _ = networks(config)
     adam = torch.optim.Adam(student.parameters(), lr=1e-6, betas=(0.0, 0.99), eps=1e-12, fused=True)
     z, logsnr = torch.randn(batch_size, 1, 8, 8), torch.randn(batch_size)

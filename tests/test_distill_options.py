@@ -7,12 +7,14 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
-from momatch import config_files, planning, schedules
-from momatch.assembly import distillation
+from momatch import config_files, planning, schedules, validation
+from momatch.assembly import distillation, teacher_training
 from momatch.config import (
     ConfigError,
     DistillConfig,
@@ -21,9 +23,11 @@ from momatch.config import (
     MonitorConfig,
     ScheduleConfig,
     StoppingConfig,
+    TeacherConfig,
     to_json,
 )
 from momatch.data.images import ImageSet, Split
+from momatch.data.sources import load_data
 from momatch.denoiser import Denoiser
 from momatch.errors import UsageError
 from momatch.methods.base import Batch
@@ -32,8 +36,10 @@ from momatch.monitoring import Look
 from momatch.networks import registry
 from momatch.networks.configs import UNetConfig, UViTConfig
 from momatch.networks.registry import NetworkConfig, build
+from momatch.recipes import RECIPES, recipe
 from momatch.reports.html import read_run, write_report
 from momatch.stopping import Smoothed, Stopper
+from momatch.teachers.own import load_teacher
 from momatch.training.loop import TrainConfig
 
 UNET = UNetConfig(channels=(8, 16), attention_levels=(1,), num_classes=3, embedding_dim=16)
@@ -300,3 +306,58 @@ def test_configs_with_every_option_survive_json():
         CONFIG, guidance=GuidanceConfig(1.5), stopping=StoppingConfig(patience=2), posterior="fresh"
     )
     assert config_files.from_json(to_json(config), DistillConfig) == config
+
+
+IMAGENET = [name for name in RECIPES if name.startswith("imagenet")]
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_the_paper_s_recipes_are_the_size_they_say_and_are_planned_from_shapes(name):
+    config = recipe(name)
+    validation.check(config)
+    resolution = 64 if "64" in name else 128
+    teacher = recipe(f"imagenet{resolution}-teacher")
+    found = planning.outline(config, teacher)
+    assert 3.5e8 < found.networks[0].parameters < 4.5e8
+    roles = [n.role for n in found.networks]
+    assert roles == (
+        ["teacher"] if "teacher" in name else ["teacher", "student"] + ["auxiliary"] * ("alternating" in name)
+    )
+    assert found.probe_steps == 0 and found.seconds_per_step > 0 and found.activations > 2048 * 1e6
+
+
+def test_an_outline_agrees_with_a_plan_that_is_measured(data):
+    """The same small network both ways: parameters, memory and activations."""
+    config = replace(CONFIG, method="alternating", instant=InstantConfig())
+    measured = planning.plan(config, make_teacher(UVIT), data, probe_seconds=0)
+    outlined = planning.outline(config, TeacherConfig(network=UVIT, image_size=8))
+    assert outlined.networks == measured.networks
+    assert outlined.forward_units == measured.forward_units
+    assert outlined.activations == pytest.approx(measured.activations, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["imagenet64-alternating-1", "imagenet64-instant-8"])
+def test_the_paper_s_recipes_run_thin_on_a_made_folder(name, tmp_path):
+    """Two steps each of teacher and student, with the recipe's own resizing, schedule and weights."""
+    rng = np.random.default_rng(0)
+    for label in range(4):
+        folder = tmp_path / "imagenet" / f"n{label}"
+        folder.mkdir(parents=True)
+        for i in range(25):
+            picture = rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(folder / f"{i}.jpg")
+    full = recipe("imagenet64-teacher")
+    thin = replace(full.network, channels=(8, 8, 8), blocks_per_level=1, width=16, depth=1, embedding_dim=16)
+    common = dict(
+        train=TrainConfig(num_steps=2, batch_size=2, log_every=1),
+        monitor=MonitorConfig(0),
+        data=str(tmp_path / "imagenet"),
+    )
+    pictures = load_data(common["data"], full.image_size)
+    run = teacher_training(pictures, replace(full, network=thin, **common), tmp_path / "teacher")
+    assert [event.record.step for event in run] == [1, 2]
+    assert run.finish().sample_shape == (3, 64, 64)
+    config = replace(recipe(name), teacher=str(tmp_path / "teacher"), **common)
+    run = distillation(load_teacher(config.teacher), pictures, config, tmp_path / "student")
+    assert [event.record.step for event in run] == [1, 2]
+    assert bool(run.finish().sample(1).isfinite().all())

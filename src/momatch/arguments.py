@@ -57,9 +57,11 @@ def parse(
     try:
         with contextlib.redirect_stderr(said):
             program = f"momatch {command}"
+            # A default that is one of a union stays what it is: a U-ViT's shape does not become a U-Net's.
+            config = (tyro.conf.AvoidSubcommands,)
             if default is None:
-                return tyro.cli(kind, args=arguments, prog=program)
-            return tyro.cli(kind, args=arguments, prog=program, default=default)
+                return tyro.cli(kind, args=arguments, prog=program, config=config)
+            return tyro.cli(kind, args=arguments, prog=program, default=default, config=config)
     except SystemExit as stop:
         if not stop.code:
             raise

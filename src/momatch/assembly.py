@@ -169,7 +169,8 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
     images = data.train
     num_classes = images.num_classes if images.num_classes > 1 else 0
     shape = tuple(images.images.shape[1:])
-    if any(size % 2 ** (len(config.network.channels) - 1) for size in shape[1:]):
+    divisor = registry.divisor(config.network)
+    if any(size % divisor for size in shape[1:]):
         raise ConfigError(
             f"network.channels has {len(config.network.channels)} levels, "
             f"too many for {shape[1]}×{shape[2]} pictures; each level halves them: name fewer widths"

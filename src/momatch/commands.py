@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from momatch import validation
 from momatch.arguments import base_config, parse
 from momatch.assembly import distillation, teacher_training
 from momatch.assessment import Candidate
-from momatch.config import DistillConfig, TeacherConfig
+from momatch.config import DistillConfig, RunConfig, TeacherConfig
 from momatch.data.sources import load_data
 from momatch.errors import UsageError
 from momatch.inspection import evaluate, guidance, measure, report, sample
@@ -74,7 +75,7 @@ def demo(arguments: list[str], console: Console) -> None:
     parsed = parse(DemoArguments, arguments, "demo")
     config = recipe("demo")
     assert isinstance(config, DistillConfig)
-    teacher, data = load_teacher(config.teacher), load_data(config.data)
+    teacher, data = load_teacher(config.teacher), load_data(config.data, config.image_size)
     console.print(
         f"Teacher: {count(teacher)} parameters, trained on {len(data.train)} digits; "
         f"{len(data.heldout)} are held out.\n"
@@ -118,7 +119,8 @@ def train_teacher(arguments: list[str], console: Console) -> None:
     assert isinstance(base, TeacherConfig)
     parsed = parse(TeacherArguments, rest, "train-teacher RECIPE", TeacherArguments(tyro.MISSING, base))
     validation.check(parsed.config)
-    finish(teacher_training(load_data(parsed.config.data), parsed.config, parsed.out), "training", console)
+    data = load_data(parsed.config.data, parsed.config.image_size)
+    finish(teacher_training(data, parsed.config, parsed.out), "training", console)
     out = shlex.quote(str(parsed.out))
     console.print(
         f"Teacher: {parsed.out / 'teacher'}\nNext: momatch distill digits-8 --teacher {out} "
@@ -147,11 +149,8 @@ def distill(arguments: list[str], console: Console) -> None:
     parsed = parse(DistillArguments, rest, "distill RECIPE", DistillArguments(tyro.MISSING, base))
     config = parsed.config
     validation.check(config)
-    finish(
-        distillation(load_teacher(config.teacher), load_data(config.data), config, parsed.out),
-        "distilling",
-        console,
-    )
+    teacher, data = load_teacher(config.teacher), load_data(config.data, config.image_size)
+    finish(distillation(teacher, data, config, parsed.out), "distilling", console)
     out = shlex.quote(str(parsed.out))
     console.print(
         f"Student: {parsed.out / 'student'}\nNext: momatch evaluate {out} && momatch report {out}",
@@ -160,14 +159,20 @@ def distill(arguments: list[str], console: Console) -> None:
 
 
 def plan(arguments: list[str], console: Console) -> None:
-    """`momatch plan RECIPE`: what it needs, measured on a short probe; nothing is written."""
+    """`momatch plan RECIPE`: what it needs, measured on a short probe; nothing is written.
+
+    For a distillation whose teacher is not there yet, and for a recipe too large to probe here: what follows
+    from the shapes alone.
+    """
     from momatch import planning
 
     base, rest = base_config(arguments, None, "plan")
     kind = type(base)
     parsed = parse(kind, rest, "plan RECIPE", base)
     validation.check(parsed)
-    console.print(planning.render(planning.plan(parsed)))
+    teacher = teacher_recipe(parsed)
+    found = planning.outline(parsed, teacher) if teacher else planning.plan(parsed)
+    console.print(planning.render(found))
 
 
 def recipes(arguments: list[str], console: Console) -> None:
@@ -176,7 +181,21 @@ def recipes(arguments: list[str], console: Console) -> None:
         raise UsageError(f"recipes takes no arguments, got {' '.join(arguments)}")
     for name, make in RECIPES.items():
         kind = "train-teacher" if isinstance(make(), TeacherConfig) else "distill"
-        console.print(f"  {name:<18}{kind:<15}{(make.__doc__ or '').strip()}", soft_wrap=True)
+        maker = make.func if isinstance(make, partial) else make
+        summary = (maker.__doc__ or "").strip().partition("\n")[0]
+        console.print(f"  {name:<26}{kind:<15}{summary}", soft_wrap=True)
+
+
+def teacher_recipe(config: RunConfig) -> TeacherConfig | None:
+    """The recipe that says how large networks and pictures will be, if nothing is there to measure yet."""
+    if isinstance(config, TeacherConfig):
+        missing = config.image_size and config.data != "digits" and not Path(config.data).exists()
+        return config if missing else None
+    name = Path(config.teacher).name
+    if Path(config.teacher).exists() or name not in RECIPES:
+        return None
+    made = recipe(name)
+    return made if isinstance(made, TeacherConfig) and made.image_size else None
 
 
 def finish(run: Run, title: str, console: Console) -> None:

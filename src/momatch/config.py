@@ -13,7 +13,8 @@ from momatch.errors import UsageError
 from momatch.methods import weighting
 from momatch.methods.transition import Posterior, Source
 from momatch.methods.weighting import TimeDensity, Weighting
-from momatch.networks.configs import UNetConfig
+from momatch.networks import registry
+from momatch.networks.configs import UNetConfig, UViTConfig
 from momatch.process import Prediction
 from momatch.schedules import NoiseSchedule
 from momatch.training.loop import TrainConfig
@@ -178,6 +179,8 @@ class TeacherConfig:
 
     Attributes:
         data: "digits", or a folder or .npz of pictures.
+        image_size: pictures of a folder are cut to their central square and reduced to this side; 0 takes
+            them as they are.
         network: the network's shape; image_channels and num_classes follow the data.
         schedule: noise schedule.
         prediction: what the network's output stands for.
@@ -190,7 +193,8 @@ class TeacherConfig:
     """
 
     data: str = "digits"
-    network: UNetConfig = field(default_factory=UNetConfig)
+    image_size: int = 0
+    network: UNetConfig | UViTConfig = field(default_factory=UNetConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     prediction: Prediction = "v"
     cond_dropout: float = 0.1
@@ -210,6 +214,7 @@ class DistillConfig:
     Attributes:
         teacher: "digits" (shipped with the package), or the folder of a teacher or of a run that trained one.
         data: "digits", or a folder or .npz of pictures.
+        image_size: as in training a teacher.
         steps: k, network calls of the student, 1 to 16.
         method: "alternating" (Algorithm 2) or "instant" (Algorithm 3: no auxiliary network).
         update: of alternating: "alternating", as the paper, or "joint" (both networks from one draw, 0.7 of
@@ -233,6 +238,7 @@ class DistillConfig:
 
     teacher: str = "digits"
     data: str = "digits"
+    image_size: int = 0
     steps: int = 8
     method: Literal["alternating", "instant"] = "alternating"
     update: Literal["alternating", "joint"] = "alternating"
@@ -256,5 +262,8 @@ RunConfig = TeacherConfig | DistillConfig
 
 def to_json(config: RunConfig) -> dict[str, Any]:
     """The config as JSON types, with the kind of run."""
-    kind = "distill" if isinstance(config, DistillConfig) else "train-teacher"
-    return json.loads(json.dumps({"kind": kind, **asdict(config)}))
+    if isinstance(config, DistillConfig):
+        fields = {"kind": "distill", **asdict(config)}
+    else:
+        fields = {"kind": "train-teacher", **asdict(config), "network": registry.to_json(config.network)}
+    return json.loads(json.dumps(fields))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from momatch.config import ConfigError, DistillConfig, RunConfig, TeacherConfig, to_json
+from momatch.networks import registry
 
 Config = TypeVar("Config", bound=RunConfig)
+Typed = TypeVar("Typed")
 
 
 def from_json(fields: dict[str, Any], config_type: type[Config]) -> Config:
@@ -17,15 +20,32 @@ def from_json(fields: dict[str, Any], config_type: type[Config]) -> Config:
     Raises:
         ConfigError: naming the first offending key.
     """
+    rest = {key: value for key, value in fields.items() if key not in ("kind", "inputs")}
+    known = to_json(config_type())
+    network = rest.get("network")
+    if isinstance(network, dict) and "network" in known:
+        try:
+            shape = registry.config_type(network.get("family"))
+        except ValueError as error:
+            raise ConfigError(f"config key 'network.family': {error}") from None
+        known["network"] = registry.to_json(shape())
+    _refuse_unknown(rest, known, "")
+    if not isinstance(network, dict):
+        return _typed(rest, config_type, "")
+    inner = _typed({k: v for k, v in network.items() if k != "family"}, shape, "network.")
+    outer = _typed({k: v for k, v in rest.items() if k != "network"}, config_type, "")
+    return replace(outer, network=inner)
+
+
+def _typed(fields: dict[str, Any], wanted: type[Typed], prefix: str) -> Typed:
+    """The dataclass `wanted` from JSON types, strictly."""
     from pydantic import TypeAdapter, ValidationError
 
-    rest = {key: value for key, value in fields.items() if key not in ("kind", "inputs")}
-    _refuse_unknown(rest, to_json(config_type()), "")
     try:
-        return TypeAdapter(config_type).validate_json(json.dumps(rest), strict=True)
+        return TypeAdapter(wanted).validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = prefix + ".".join(str(part) for part in first["loc"])
         raise ConfigError(
             f"config key {key!r} has value {first['input']!r}: {first['msg'].lower()}"
         ) from None

@@ -18,6 +18,7 @@ from momatch.data.images import Split
 from momatch.data.sources import load_data
 from momatch.errors import UsageError
 from momatch.evaluation.sweep import Row
+from momatch.model import Model
 from momatch.teachers.own import load_any, load_teacher
 
 
@@ -102,7 +103,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
             f"--num {parsed.num} is too few for any metric; use 100 or more (20000 for figures to quote)"
         )
     model = load_any(parsed.run)
-    data = load_data(parsed.data or str(model.info.get("data", "digits")))
+    data = data_for(model, parsed.data)
     inputs = model.info.get("inputs", {})
     if parsed.data is None and inputs.get("data", data.train.fingerprint()) != data.train.fingerprint():
         raise UsageError(
@@ -172,7 +173,7 @@ def guidance(arguments: list[str], console: Console) -> None:
     model = load_any(parsed.run)
     if not model.denoiser.null_values:
         raise UsageError(f"{parsed.run} has no null condition, so it cannot be guided")
-    data = load_data(parsed.data or str(model.info.get("data", "digits")))
+    data = data_for(model, parsed.data)
     check_fit(model, data.heldout)
     steps = model.steps if parsed.steps is None else parsed.steps
     model.check_request(parsed.num, steps, None, parsed.seed)
@@ -234,3 +235,9 @@ def measure(
 def grid_columns(num: int) -> int:
     """Columns that make a grid of `num` pictures about square."""
     return max(1, round(num**0.5))
+
+
+def data_for(model: Model, source: str | None) -> Split:
+    """The data of that name, or what the model was trained on; pictures at the size the model makes."""
+    size = int(model.info.get("config", {}).get("image_size", 0))
+    return load_data(source or str(model.info.get("data", "digits")), size)

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from momatch.assembly import distillation, teacher_training
-from momatch.config import DistillConfig, RunConfig
+from momatch.config import DistillConfig, RunConfig, TeacherConfig
 from momatch.data.images import Split
 from momatch.methods.base import Method
 from momatch.model import Model
 from momatch.monitoring import TEACHER_LOOK_STEPS
+from momatch.networks import registry
 from momatch.progress import format_seconds
 from momatch.runs import Run
 from momatch.training.batches import Batches
@@ -31,6 +33,7 @@ PROBE_SECONDS = 10.0
 WARMUP_STEPS = 2  # of the probe, left out of its time: they allocate the optimizer state and choose kernels
 MIN_TIMED_STEPS = 2  # one of each kind, where two kinds alternate
 ENDLESS = 10**9
+ASSUMED_OPERATIONS = 1e14  # a second, where nothing can be measured: one fast GPU, well used
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,13 @@ class Plan:
         networks: one entry each.
         activations: what autograd keeps for the backward pass, in the costlier kind of step.
         data: the training pictures, which are held in memory.
-        device: where the probe ran.
+        device: where the probe ran; "none" if nothing ran.
         threads: CPU threads that it used.
         batch_size: pictures a step.
         num_steps: of the whole run.
         forward_units: cost of a step: forward pass 1, backward pass 2, of one network on one batch.
-        probe_steps: steps that were timed.
-        seconds_per_step: mean over the probe.
+        probe_steps: steps that were timed; 0 if nothing ran.
+        seconds_per_step: mean over the probe, or operations over `ASSUMED_OPERATIONS` if nothing ran.
         look_seconds: expected time for all looks at the samples during the run.
     """
 
@@ -122,14 +125,12 @@ def plan(
     """
     run, networks = _build(config, teacher, data)
     costs = [network_cost(role, network, role in run.method.trainable) for role, network in networks.items()]
-    if isinstance(config, DistillConfig) and config.method == "instant":  # ∇_θ, which becomes ν; and Λ
-        costs[0] = replace(costs[0], gradients=costs[0].weights, optimizer_state=costs[0].weights)
     activations = max(activation_bytes(run.method, run.batches, step, networks) for step in (0, 1))
     seconds_per_step, probe_steps = probe(run, probe_seconds)
     images = run.data.images
     units = forward_units(config)
     return Plan(
-        networks=costs,
+        networks=_with_direction(config, costs),
         activations=activations,
         data=images.untyped_storage().nbytes(),
         device=str(images.device),
@@ -141,6 +142,57 @@ def plan(
         seconds_per_step=seconds_per_step,
         look_seconds=_look_units(config) * seconds_per_step / (units * config.train.batch_size),
     )
+
+
+def outline(config: RunConfig, teacher: TeacherConfig) -> Plan:
+    """What a run will need, from shapes alone: no network is built in memory, nothing is run.
+
+    Args:
+        config: the run.
+        teacher: the recipe of its teacher (of the run itself, if it trains one), which says how large
+            networks and pictures are.
+    """
+    shape = (teacher.network.image_channels, teacher.image_size, teacher.image_size)
+    with torch.device("meta"):
+        network = registry.build(teacher.network)
+        z, logsnr = torch.zeros(1, *shape), torch.zeros(1)
+    kept: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(note, note):
+        network(z, logsnr)
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    activations = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights)
+    batch, units = config.train.batch_size, forward_units(config)
+    roles = ["teacher"]
+    if isinstance(config, DistillConfig):
+        roles = ["teacher", "student"] + ["auxiliary"] * (config.method == "alternating")
+    learning = ["teacher"] if roles == ["teacher"] else roles[1:]
+    both = isinstance(config, DistillConfig) and config.method == "alternating" and config.update == "joint"
+    return Plan(
+        networks=_with_direction(config, [network_cost(role, network, role in learning) for role in roles]),
+        activations=activations * batch * (2 if both else 1),
+        data=0,
+        device="none",
+        threads=0,
+        batch_size=batch,
+        num_steps=config.train.num_steps,
+        forward_units=units,
+        probe_steps=0,
+        seconds_per_step=units * batch * counter.get_total_flops() / ASSUMED_OPERATIONS,
+        look_seconds=_look_units(config) * counter.get_total_flops() / ASSUMED_OPERATIONS,
+    )
+
+
+def _with_direction(config: RunConfig, costs: list[NetworkCost]) -> list[NetworkCost]:
+    """Algorithm 3 holds ∇_θ, which becomes ν, and Λ beside the teacher."""
+    if not isinstance(config, DistillConfig) or config.method != "instant":
+        return costs
+    teacher, *others = costs
+    return [replace(teacher, gradients=teacher.weights, optimizer_state=teacher.weights), *others]
 
 
 def forward_units(config: RunConfig) -> int:
@@ -213,7 +265,9 @@ def render(found: Plan) -> Group:
     for n in found.networks:
         sizes = (n.weights, n.gradients, n.optimizer_state, n.memory)
         memory.add_row(n.role, f"{n.parameters:,}", *map(format_bytes, sizes))
-    for name, size in (("activations", found.activations), ("data", found.data)):
+    outlined = found.device == "none"
+    sizes = {"activations": found.activations, **({} if outlined else {"data": found.data})}
+    for name, size in sizes.items():
         memory.add_row(name, "", "", "", "", format_bytes(size))
     memory.add_section()
     memory.add_row("in all", "", "", "", "", format_bytes(found.memory))
@@ -223,7 +277,7 @@ def render(found: Plan) -> Group:
         time.add_row(name, value)
     return Group(
         memory,
-        f"Activations are measured, at batch size {found.batch_size}; they grow in proportion to it.",
+        f"Activations at batch size {found.batch_size}, all on one device; they grow in proportion to it.",
         "PyTorch itself and its workspace come on top.",
         "",
         time,
@@ -244,7 +298,7 @@ def _build(config: RunConfig, teacher: Model | None, data: Split | None) -> tupl
     if data is None:
         from momatch.data.sources import load_data
 
-        data = load_data(config.data)
+        data = load_data(config.data, config.image_size)
     if not isinstance(config, DistillConfig):
         run = teacher_training(data, config, None)
         return run, dict(run.method.trainable)
@@ -267,16 +321,22 @@ def _look_units(config: RunConfig) -> float:
 
 
 def _time_rows(found: Plan) -> list[tuple[str, str]]:
+    steps = f"{found.num_steps:,} steps, {format_seconds(found.num_steps * found.seconds_per_step)}"
+    units = ("forward-units a step", f"{found.forward_units} (forward 1, backward 2)")
+    if found.device == "none":
+        operations = found.seconds_per_step * ASSUMED_OPERATIONS
+        return [
+            units,
+            ("operations a step", f"{operations:.2e}, from the shapes: teacher or data are not here yet"),
+            ("training", f"{steps}, if {ASSUMED_OPERATIONS:.0e} operations are done a second"),
+        ]
     where = f"{found.device}, {found.threads} thread{'s' if found.threads > 1 else ''}"
     probe_text = f"{found.seconds_per_step * 1000:.3g} ms, mean of {found.probe_steps} on {where}"
     return [
-        ("forward-units a step", f"{found.forward_units} (forward 1, backward 2)"),
+        units,
         ("time a step", probe_text),
         ("speed", f"{found.images_per_second:,.0f} images/s at batch size {found.batch_size}"),
-        (
-            "training",
-            f"{found.num_steps:,} steps, {format_seconds(found.num_steps * found.seconds_per_step)}",
-        ),
+        ("training", steps),
         ("looks at samples", format_seconds(found.look_seconds)),
         ("in all", f"{format_seconds(found.seconds)}, the final evaluation aside"),
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from momatch.config import ConfigError, DistillConfig, GuidanceConfig, RunConfig, to_json
 from momatch.model import MAX_SEED, MAX_STUDENT_STEPS
+from momatch.networks.configs import UNetConfig, UViTConfig
 
 
 def check(config: RunConfig) -> None:
@@ -35,6 +36,7 @@ def check(config: RunConfig) -> None:
         value = getattr(config.optim, key)
         _require(0 <= value < math.inf, f"optim.{key}", value, "it must not be negative")
     _require(0 <= config.train.seed < MAX_SEED, "train.seed", config.train.seed, f"use 0 to {MAX_SEED - 1}")
+    _require(config.image_size >= 0, "image_size", config.image_size, "it must be 0 (as they are) or more")
     for key in ("shift", "shift_high"):
         value = getattr(config.schedule, key)
         _require(abs(value) <= 30, f"schedule.{key}", value, "it must lie in [−30, 30]")
@@ -51,45 +53,32 @@ def check(config: RunConfig) -> None:
     if isinstance(config, DistillConfig):
         _check_distillation(config)
     else:
-        widths = config.network.channels
-        _require(
-            bool(widths) and all(w > 0 and w % 8 == 0 for w in widths),
-            "network.channels",
-            widths,
-            "use multiples of 8",
-        )
-        levels = range(len(widths))
-        for level in config.network.attention_levels:
-            if level in levels and widths[level] >= 64:
-                _require(
-                    widths[level] % 32 == 0,
-                    "network.channels",
-                    widths,
-                    "levels with attention need multiples of 32",
-                )
-        fits = all(level in levels for level in config.network.attention_levels)
-        _require(
-            fits,
-            "network.attention_levels",
-            config.network.attention_levels,
-            f"use levels 0 to {len(widths) - 1}",
-        )
-        dim = config.network.embedding_dim
-        _require(dim >= 2 and dim % 2 == 0, "network.embedding_dim", dim, "use an even number, 2 or more")
-        _require(
-            config.network.blocks_per_level >= 1,
-            "network.blocks_per_level",
-            config.network.blocks_per_level,
-            "use 1 or more",
-        )
-        _require(
-            0 <= config.network.dropout < 1,
-            "network.dropout",
-            config.network.dropout,
-            "it must lie in [0, 1)",
-        )
+        _check_network(config.network)
         _require(0 <= config.cond_dropout < 1, "cond_dropout", config.cond_dropout, "it must lie in [0, 1)")
         _require(config.sampling_steps >= 1, "sampling_steps", config.sampling_steps, "it must be at least 1")
+
+
+def _check_network(network: UNetConfig | UViTConfig) -> None:
+    widths, dim = network.channels, network.embedding_dim
+    fits = all(w > 0 and w % 8 == 0 for w in widths)
+    _require(fits, "network.channels", widths, "use multiples of 8")
+    _require(dim >= 2 and dim % 2 == 0, "network.embedding_dim", dim, "use an even number, 2 or more")
+    blocks = network.blocks_per_level
+    _require(blocks >= 1, "network.blocks_per_level", blocks, "use 1 or more")
+    _require(0 <= network.dropout < 1, "network.dropout", network.dropout, "it must lie in [0, 1)")
+    if isinstance(network, UViTConfig):
+        width = network.width
+        fits = width > 0 and width % (64 if width > 64 else 4) == 0
+        _require(fits, "network.width", width, "use a multiple of 4, of 64 if above 64")
+        _require(network.depth >= 1, "network.depth", network.depth, "use 1 or more")
+        _require(network.patch_size >= 1, "network.patch_size", network.patch_size, "use 1 or more")
+        return
+    _require(bool(widths), "network.channels", widths, "name one width at least")
+    levels = network.attention_levels
+    fits = all(0 <= level < len(widths) for level in levels)
+    _require(fits, "network.attention_levels", levels, f"use levels 0 to {len(widths) - 1}")
+    fits = all(widths[level] < 64 or widths[level] % 32 == 0 for level in levels)
+    _require(fits, "network.channels", widths, "levels with attention need multiples of 32")
 
 
 def check_guidance(guidance: GuidanceConfig) -> None:

@@ -26,25 +26,34 @@ class DataError(UsageError):
     """Data that cannot be used; the message names the path and what to do."""
 
 
-def load_data(source: str) -> Split:
+def load_data(source: str, image_size: int = 0) -> Split:
     """Load pictures and hold some out.
 
     Args:
         source: "digits"; or a folder of equally sized pictures, the classes in subfolders (or none); or an
             .npz with `images` (N, H, W[, C]) uint8 and, for a conditional model, `labels` (N,) integers. Of a
             folder or .npz a tenth of every class is held out, always the same.
+        image_size: pictures of a folder are cut to their central square and reduced to this side; 0 takes
+            them as they are.
 
     Raises:
         DataError: if the path is missing or empty, or the pictures do not fit together.
     """
     if source == "digits":
+        if image_size not in (0, 8):
+            raise DataError(f"image_size is {image_size}, but the built-in digits are 8×8; leave it out")
         return load_digits()
     path = Path(source)
     if not path.exists():
         raise DataError(f"no data at {source!r}; give 'digits', a folder of pictures, or an .npz file")
-    images, labels = _read_npz(path) if path.suffix == ".npz" else _read_folder(path)
+    images, labels = _read_npz(path) if path.suffix == ".npz" else _read_folder(path, image_size)
     if len(images) < MIN_PICTURES:
         raise DataError(f"{source} holds {len(images)} pictures; {MIN_PICTURES} or more are needed")
+    if image_size and images.shape[2:] != (image_size, image_size):
+        raise DataError(
+            f"image_size is {image_size}, but {source} has pictures of {images.shape[2]}×{images.shape[3]}; "
+            "only a folder's pictures are resized"
+        )
     if images.shape[1] not in (1, 3) or not images[0].numel():
         raise DataError(
             f"{source} has pictures of {images.shape[1]} channels and {images.shape[2]}×{images.shape[3]} "
@@ -80,7 +89,7 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
     return _to_tensor(images), torch.from_numpy(labels.astype(np.int64))
 
 
-def _read_folder(path: Path) -> tuple[Tensor, Tensor]:
+def _read_folder(path: Path, image_size: int) -> tuple[Tensor, Tensor]:
     from PIL import Image as pil
     from PIL import UnidentifiedImageError
 
@@ -94,7 +103,7 @@ def _read_folder(path: Path) -> tuple[Tensor, Tensor]:
     for file in files:
         try:
             with pil.open(file) as image:
-                arrays.append(_pixels(image, file))
+                arrays.append(_pixels(_reduced(image, image_size), file))
         except (UnidentifiedImageError, OSError) as error:
             raise DataError(f"cannot read the picture {file} ({error}); repair or remove it") from None
         if arrays[-1].shape != arrays[0].shape:
@@ -104,6 +113,20 @@ def _read_folder(path: Path) -> tuple[Tensor, Tensor]:
             )
     labels = torch.tensor([classes.index(file.parent) for file in files])
     return _to_tensor(np.stack(arrays)), labels
+
+
+def _reduced(image: Image, size: int) -> Image:
+    """The central square at size × size, averaged; the picture as it is for size 0."""
+    from PIL import Image as pil
+
+    if not size:
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    if image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    return image.resize((size, size), pil.Resampling.BOX, box=box)
 
 
 def _pixels(image: Image, file: Path) -> np.ndarray:

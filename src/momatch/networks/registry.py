@@ -29,10 +29,28 @@ def build(config: NetworkConfig) -> nn.Module:
     raise TypeError(f"no network belongs to {type(config).__name__}; known are {', '.join(_FAMILIES)}")
 
 
+def divisor(config: UNetConfig | UViTConfig) -> int:
+    """By what the sides of a picture must be divisible."""
+    if isinstance(config, UViTConfig):
+        return config.patch_size * 2 ** len(config.channels)
+    return 2 ** (len(config.channels) - 1)
+
+
 def to_json(config: NetworkConfig) -> dict[str, Any]:
     """{"family": …, and the shape's fields}."""
     family = next(name for name, (config_type, _) in _FAMILIES.items() if isinstance(config, config_type))
     return {"family": family, **asdict(config)}
+
+
+def config_type(family: Any) -> type:
+    """The type of shape of a family.
+
+    Raises:
+        ValueError: if the family is unknown.
+    """
+    if family not in _FAMILIES:
+        raise ValueError(f"unknown network family {family!r}; known are {', '.join(_FAMILIES)}")
+    return _FAMILIES[family][0]
 
 
 def from_json(fields: dict[str, Any]) -> NetworkConfig:
@@ -43,9 +61,8 @@ def from_json(fields: dict[str, Any]) -> NetworkConfig:
     """
     rest = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     family = rest.pop("family", None)
-    if family not in _FAMILIES:
-        raise ValueError(f"unknown network family {family!r}; known are {', '.join(_FAMILIES)}")
+    shape = config_type(family)
     try:
-        return _FAMILIES[family][0](**rest)
+        return shape(**rest)
     except TypeError as error:
         raise ValueError(f"network of family {family!r}: {error}") from None

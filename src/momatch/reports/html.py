@@ -18,6 +18,7 @@ from momatch.reports import plots, tables
 from momatch.reports.tables import Verdict, count_of, number
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+BADGES = {"below": "better", "level": "undecided", "above": "worse"}
 LOOKS_SHOWN = 6
 ALARMS_SHOWN = 20
 FINAL_NAME = re.compile(r"final-(.+)-(\d+)\.png")
@@ -140,7 +141,7 @@ def _contents(run: RunFolder) -> dict[str, Any]:
         "name": run.path.resolve().name,
         "facts": _facts(run),
         "verdict": outcome,
-        "badge": {"below": "better", "level": "level", "above": "worse"}.get(outcome.outcome, "no verdict"),
+        "badge": BADGES.get(outcome.outcome, "no verdict"),
         "unfinished": _unfinished(run),
         "problems": run.problems,
         "columns": tables.COLUMNS,

@@ -80,7 +80,11 @@ def verdict(rows: Sequence[Row], steps: int | None = None) -> Verdict:
         return Verdict("below", f"The student is below (better than) its teacher: {numbers}.")
     if ours.low > theirs.high:
         return Verdict("above", f"The student is above (worse than) its teacher: {numbers}.")
-    return Verdict("level", f"Student and teacher are level, their 95 % intervals overlap: {numbers}.")
+    return Verdict(
+        "level",
+        f"Student and teacher cannot be told apart with {ours.n_reference} held-out pictures, their 95 % "
+        f"intervals overlap: {numbers}.",
+    )
 
 
 def evaluation_table(rows: Sequence[Row | Mapping[str, Any]]) -> Table:
