@@ -68,3 +68,25 @@ def test_code_named_in_the_method_page_exists():
     source = "\n".join(p.read_text() for p in (ROOT / "src").rglob("*.py"))
     for name in set(re.findall(r"`(?:process|sampling)\.([a-z_]+)`", text)) - {"py"}:
         assert f"def {name}(" in source, name
+
+
+def study(name: str):
+    """benchmarks/digits.py, and one of its recorded results."""
+    import importlib.util
+    import json
+
+    spec = importlib.util.spec_from_file_location("digits_study", ROOT / "benchmarks" / "digits.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+
+
+def test_the_tables_of_the_digits_study_are_what_was_recorded():
+    """Every line of the documents' tables is made by the study itself from its JSON."""
+    module, report = study("2026-11-23-digits.json")
+    page, readme = (ROOT / "docs" / "numbers.md").read_text(), (ROOT / "README.md").read_text()
+    assert module.table(report) in page
+    students = [row for row in report["differences"] if row["name"].startswith("student")]
+    assert module.difference_table({**report, "differences": students}) in page
+    names = ["teacher-256", "teacher-64", "teacher-8", "student-8", "student-4", "student-2", "student-1"]
+    assert module.readme_table(report, names) in readme

@@ -2,5 +2,7 @@
 
 from momatch.methods.alternating import Alternating
 from momatch.methods.denoising import Denoising
+from momatch.methods.instant import Instant
+from momatch.methods.transition import Transition
 
-__all__ = ["Alternating", "Denoising"]
+__all__ = ["Alternating", "Denoising", "Instant", "Transition"]
