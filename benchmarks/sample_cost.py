@@ -32,7 +32,8 @@ def case(denoiser: Denoiser, steps: int, batch_size: int) -> Ratio:
                 denoiser.network(noise, logsnr, cond)
 
     name = f"{steps} steps, digits U-Net, batch {batch_size}"
-    return compare(name, sample, forwards, 1.02, 21, max(1, 16 // steps))
+    pairs = max(11, 6000 // (steps * batch_size))
+    return compare(name, sample, forwards, 1.02, min(pairs, 81), max(1, 16 // steps))
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from momatch.methods.products import forward_mode
 from momatch.methods.transition import Transition
 from momatch.networks.configs import UNetConfig
 from momatch.networks.unet import UNet
+from momatch.teachers.own import load_teacher
 from momatch.training.batches import image_batches
 from momatch.training.loop import TrainConfig, train
 from momatch.training.optim import OptimConfig
@@ -34,9 +35,15 @@ CLASSES = 10
 
 
 def networks(config: UNetConfig) -> tuple[UNet, UNet, UNet]:
-    """Teacher, student, auxiliary with the same weights."""
+    """Teacher, student, auxiliary with the same weights: the shipped teacher's, or random ones of that shape.
+
+    Weights as they are in use: a fresh network's last layer is zero, and with it most gradients.
+    """
     torch.manual_seed(0)
     teacher = UNet(config)
+    shipped = load_teacher("digits").denoiser.network
+    if config == shipped.config:
+        teacher.load_state_dict(shipped.state_dict())
     student, auxiliary = copy.deepcopy(teacher), copy.deepcopy(teacher)
     return teacher.requires_grad_(False).eval(), student, auxiliary
 

@@ -46,7 +46,7 @@ def compare(
     ours: Callable[[], object],
     bare: Callable[[], object],
     limit: float,
-    pairs: int = 21,
+    pairs: int = 41,
     repeat: int = 1,
 ) -> Ratio:
     """Time `repeat` calls of ours, then of bare, then of bare, then of ours, …, after a warm-up of both."""
