@@ -291,6 +291,20 @@ def test_the_plan_of_an_instant_run_counts_what_it_holds(data):
     assert found.forward_units == 10
 
 
+def test_an_instant_step_holds_one_graph_at_a_time(data):
+    """The teacher's graph is gone when the student's is made: the peak is one network's."""
+    peaks = {}
+    for method, steps in (("instant", (0,)), ("alternating", (0, 1))):
+        config = replace(CONFIG, method=method, train=TrainConfig(num_steps=6, batch_size=32))
+        teacher = make_teacher()
+        run = distillation(teacher, data, config)
+        networks = {"teacher": teacher.denoiser, **run.method.trainable}
+        peaks[method] = max(
+            planning.activation_bytes(run.method, run.batches, step, networks) for step in steps
+        )
+    assert peaks["instant"] == pytest.approx(peaks["alternating"], rel=0.1)
+
+
 def test_batches_of_an_instant_run_hold_two_minibatches(data):
     run = distillation(make_teacher(), data, CONFIG)
     batch = run.batches(0)

@@ -224,19 +224,52 @@ def network_cost(role: str, network: nn.Module, trainable: bool) -> NetworkCost:
 
 
 def activation_bytes(method: Method, batches: Batches, step: int, networks: Mapping[str, nn.Module]) -> int:
-    """Memory that one step keeps for its backward pass: each storage once, the networks' weights left out."""
+    """Most memory that one step keeps for backward passes at a time, the networks' weights left out."""
     own = {_storage(t) for network in networks.values() for t in (*network.parameters(), *network.buffers())}
-    kept: dict[int, int] = {}
+    kept = _Kept()
 
-    def note(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in own:
-            kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor.detach()
+    def keep(tensor: Tensor) -> Tensor | _Holder:
+        return tensor.detach() if _storage(tensor) in own else _Holder(tensor.detach(), kept)
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    def give(held: Tensor | _Holder) -> Tensor:
+        return held.tensor if isinstance(held, _Holder) else held
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, give):
         update = method.step(step, batches(step))
-    del update  # until here the graph kept every storage alive, so no address was used twice
-    return sum(kept.values())
+    del update
+    return kept.most
+
+
+class _Kept:
+    """Bytes of the storages that graphs hold at present, each counted once, and the most so far."""
+
+    def __init__(self) -> None:
+        self.holders: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def add(self, tensor: Tensor) -> None:
+        key = _storage(tensor)
+        if not self.holders.get(key):
+            self.now += tensor.untyped_storage().nbytes()
+            self.most = max(self.most, self.now)
+        self.holders[key] = self.holders.get(key, 0) + 1
+
+    def remove(self, tensor: Tensor) -> None:
+        key = _storage(tensor)
+        self.holders[key] -= 1
+        if not self.holders[key]:
+            self.now -= tensor.untyped_storage().nbytes()
+
+
+class _Holder:
+    """A saved tensor; gone as soon as its graph is."""
+
+    def __init__(self, tensor: Tensor, kept: _Kept):
+        self.tensor, self.kept = tensor, kept
+        kept.add(tensor)
+
+    def __del__(self) -> None:
+        self.kept.remove(self.tensor)
 
 
 def probe(run: Run, seconds: float) -> tuple[float, int]:
