@@ -88,5 +88,5 @@ def test_the_tables_of_the_digits_study_are_what_was_recorded():
     assert module.table(report) in page
     students = [row for row in report["differences"] if row["name"].startswith("student")]
     assert module.difference_table({**report, "differences": students}) in page
-    names = ["teacher-256", "teacher-64", "teacher-8", "student-8", "student-4", "student-2", "student-1"]
+    names = [f"teacher-{k}" for k in (1024, 256, 64, 8)] + [f"student-{k}" for k in (8, 4, 2, 1)]
     assert module.readme_table(report, names) in readme
