@@ -61,7 +61,24 @@ class Denoiser(nn.Module):
         return {key: torch.full_like(value, self.null_values[key]) for key, value in cond.items()}
 
 
-class Guided(Denoiser):
+class Wrapper(Denoiser):
+    """A denoiser that changes what another one says; knows its null condition and prediction type."""
+
+    def __init__(self, denoiser: Denoiser):
+        # Not Denoiser's own __init__: the network must be registered once, or torch.func.functional_call,
+        # which swaps parameters module by module, would leave it changed.
+        nn.Module.__init__(self)
+        self.denoiser = denoiser
+        self.prediction: process.Prediction = denoiser.prediction
+        self.null_values = denoiser.null_values
+
+    @property
+    def unwrapped(self) -> Denoiser:
+        """The denoiser at the core."""
+        return self.denoiser.unwrapped
+
+
+class Guided(Wrapper):
     """Classifier-free guidance: (1 + scale) g(z, c) − scale g(z, ∅), inside an interval of logSNR.
 
     One call of the wrapped network, on a batch of twice the size.
@@ -76,17 +93,8 @@ class Guided(Denoiser):
     def __init__(self, denoiser: Denoiser, scale: float, interval: tuple[float, float] | None = None):
         if interval is not None and interval[0] >= interval[1]:
             raise ValueError(f"guidance interval {interval} is empty; give (lowest, highest) logSNR")
-        # Not Denoiser's own __init__: the network must be registered once, or torch.func.functional_call,
-        # which swaps parameters module by module, would leave it changed.
-        nn.Module.__init__(self)
-        self.denoiser, self.scale, self.interval = denoiser, scale, interval
-        self.prediction: process.Prediction = denoiser.prediction
-        self.null_values = denoiser.null_values
-
-    @property
-    def unwrapped(self) -> Denoiser:
-        """What is guided."""
-        return self.denoiser.unwrapped
+        super().__init__(denoiser)
+        self.scale, self.interval = scale, interval
 
     def forward(self, z: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
         """Guided estimate of x; without a condition there is nothing to guide towards."""
@@ -101,7 +109,7 @@ class Guided(Denoiser):
         return torch.lerp(x_null, x_cond, (1 + scale).view(-1, *(1,) * (z.ndim - 1)).to(z.dtype))
 
 
-class Clipped(Denoiser):
+class Clipped(Wrapper):
     """Keeps another denoiser's estimates in range: strong guidance drives them out of it.
 
     Attributes:
@@ -113,15 +121,8 @@ class Clipped(Denoiser):
     """
 
     def __init__(self, denoiser: Denoiser, mode: Literal["static", "dynamic"], percentile: float = 0.995):
-        nn.Module.__init__(self)
-        self.denoiser, self.mode, self.percentile = denoiser, mode, percentile
-        self.prediction: process.Prediction = denoiser.prediction
-        self.null_values = denoiser.null_values
-
-    @property
-    def unwrapped(self) -> Denoiser:
-        """What is clipped."""
-        return self.denoiser.unwrapped
+        super().__init__(denoiser)
+        self.mode, self.percentile = mode, percentile
 
     def forward(self, z: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
         """The other's estimate, in [−1, 1]."""

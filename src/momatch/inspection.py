@@ -48,10 +48,7 @@ class SampleArguments:
 def sample(arguments: list[str], console: Console) -> None:
     """`momatch sample RUN`."""
     parsed = parse(SampleArguments, arguments, "sample")
-    if parsed.out.suffix not in (".png", ".npz"):
-        raise UsageError(f"--out {parsed.out} must end in .png or .npz")
-    if not parsed.out.parent.is_dir():
-        raise UsageError(f"--out {parsed.out}: the folder {parsed.out.parent} does not exist; make it first")
+    check_out(parsed.out, ".png", ".npz")
     if not 0 <= parsed.eta <= 1:
         raise UsageError(f"--eta {parsed.eta} must lie in [0, 1]: 0 is DDIM, 1 is ancestral")
     model = load_any(parsed.run)
@@ -165,10 +162,7 @@ def guidance(arguments: list[str], console: Console) -> None:
     from momatch.reports.plots import guidance_curve
 
     parsed = parse(GuidanceArguments, arguments, "guidance")
-    if parsed.out.suffix not in (".png", ".svg"):
-        raise UsageError(f"--out {parsed.out} must end in .png or .svg")
-    if not parsed.out.parent.is_dir():
-        raise UsageError(f"--out {parsed.out}: the folder {parsed.out.parent} does not exist; make it first")
+    check_out(parsed.out, ".png", ".svg")
     scales = numbers(parsed.scales, "--scales")
     model = load_any(parsed.run)
     if not model.denoiser.null_values:
@@ -241,3 +235,11 @@ def data_for(model: Model, source: str | None) -> Split:
     """The data of that name, or what the model was trained on; pictures at the size the model makes."""
     size = int(model.info.get("config", {}).get("image_size", 0))
     return load_data(source or str(model.info.get("data", "digits")), size)
+
+
+def check_out(path: Path, *suffixes: str) -> None:
+    """Refuse an output that cannot be written, before any work."""
+    if path.suffix not in suffixes:
+        raise UsageError(f"--out {path} must end in {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"--out {path}: the folder {path.parent} does not exist; make it first")
