@@ -26,6 +26,13 @@ def classifier(data: ImageSet) -> ClassifierFeatures | None:
     return digits_classifier() if data.classifier == "digits-classifier" else None
 
 
+def pixel_features(data: ImageSet) -> PixelFeatures:
+    """Pixels, under a name that says so if they are averaged."""
+    size = 8
+    averaged = max(data.images.shape[-2:]) > size
+    return PixelFeatures(size, f"pixels averaged to {size}×{size}" if averaged else "pixels")
+
+
 def feature_extractor(data: ImageSet) -> FeatureExtractor:
     """Features for a data set: its classifier's if there is one, else pixels."""
-    return classifier(data) or PixelFeatures()
+    return classifier(data) or pixel_features(data)

@@ -48,13 +48,12 @@ class PixelFeatures:
 
     Args:
         size: side of what is compared.
+        name: what reports call them.
     """
 
-    name = "pixels"
-
-    def __init__(self, size: int = 8):
+    def __init__(self, size: int = 8, name: str = "pixels"):
         self.size = size
-        self.name = "pixels" if size == 8 else f"pixels {size}×{size}"
+        self.name = name
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) → (B, D), D at most C · size²."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from momatch.data.images import Split
 from momatch.evaluation import builtin
-from momatch.evaluation.features import PixelFeatures
 from momatch.evaluation.run import EvaluationResult, evaluate
 from momatch.model import Model
 
@@ -79,11 +78,11 @@ def evaluate_at(
             yield chunk, labels[done : done + len(chunk)] if cond else None
             done += len(chunk)
 
-    judge = builtin.classifier(data.heldout)
+    judge, pixels = builtin.classifier(data.heldout), builtin.pixel_features(data.heldout)
     result = evaluate(
         samples(),
         (data.heldout.images, data.heldout.labels),
-        [judge, PixelFeatures()] if judge else [PixelFeatures()],
+        [judge, pixels] if judge else [pixels],
         judge,
         data.train.images,
         reference_name=data.heldout.name,

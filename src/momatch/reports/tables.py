@@ -124,7 +124,7 @@ def find(row: Row, metric: str) -> Measurement | None:
 def shown_features(row: Row) -> str | None:
     """The features that tables show: the first that are not mere pixels, if there are any."""
     names = [m.features for m in row.result.measurements if m.metric == "frechet"]
-    return next((name for name in names if name != "pixels"), names[0] if names else None)
+    return next((name for name in names if not name.startswith("pixels")), names[0] if names else None)
 
 
 def cells(row: Row) -> list[str]:
