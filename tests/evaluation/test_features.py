@@ -107,3 +107,17 @@ def test_statistics_refuse_what_does_not_belong_together(tmp_path):
     save_file({"weights": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="not feature statistics"):
         FeatureStatistics.load(tmp_path / "other.safetensors")
+
+
+def test_averaged_pixels_say_so_and_small_pictures_are_left_alone():
+    from momatch.data.images import ImageSet
+    from momatch.evaluation.builtin import pixel_features
+
+    small, large = torch.rand(3, 1, 8, 8), torch.rand(3, 3, 16, 32)
+    for images, name, width in ((small, "pixels", 64), (large, "pixels averaged to 8×8", 3 * 64)):
+        extractor = pixel_features(ImageSet(images, torch.zeros(3, dtype=torch.long), 1, "any"))
+        assert extractor.name == name and extractor(images).shape == (3, width)
+    torch.testing.assert_close(
+        pixel_features(ImageSet(small, torch.zeros(3), 1, "any"))(small), small.flatten(1)
+    )
+    torch.testing.assert_close(extractor(large)[0, 0], large[0, 0, :2, :4].mean())
