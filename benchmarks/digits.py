@@ -139,7 +139,7 @@ def track(arguments: argparse.Namespace) -> None:
                 recent = losses[-10:]
                 points.append((event.record.step, sum(recent) / len(recent), event.look.frechet))
                 print(points[-1], flush=True)
-        correlation = float(spearmanr([p[1] for p in points], [p[2] for p in points])[0])  # type: ignore
+        correlation = float(spearmanr([p[1] for p in points], [p[2] for p in points])[0])  # type: ignore (scipy is untyped)
         print(f"seed {seed}: rank correlation {correlation:.3f} over {len(points)} looks", flush=True)
         columns = ("step", "instant_loss", "frechet")
         rows = [dict(zip(columns, point, strict=True)) for point in points]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
+from safetensors.torch import save_file
 
 from momatch import config_files, planning, schedules, validation
 from momatch.assembly import distillation, teacher_training
@@ -200,7 +201,8 @@ def test_second_moments_are_estimated_once_kept_with_the_run_and_checked(data, t
     scales = again.method.preconditioner.values()
     assert not all(torch.equal(s, torch.full_like(s, float(s.flatten()[0]))) for s in scales)
     with pytest.raises(ConfigError, match="another shape"):
-        distillation(make_teacher(UVIT), data, CONFIG, tmp_path)
+        save_file({"a": torch.ones(2)}, tmp_path / "second-moments.safetensors")
+        distillation(make_teacher(), data, CONFIG, tmp_path)
 
 
 def test_two_processes_cannot_train_in_one_folder(data, tmp_path):
@@ -375,3 +377,37 @@ def test_the_paper_s_recipes_run_thin_on_a_made_folder(name, tmp_path):
     run = distillation(load_teacher(config.teacher), pictures, config, tmp_path / "student")
     assert [event.record.step for event in run] == [1, 2]
     assert bool(run.finish().sample(1).isfinite().all())
+
+
+def test_a_teacher_s_dropout_stays_with_the_teacher(data):
+    """The paper distils without dropout; only student_dropout brings it back, and never to the auxiliary."""
+    teacher = make_teacher(replace(UNET, dropout=0.4))
+
+    def rates(module):
+        return {m.p for m in module.modules() if isinstance(m, torch.nn.Dropout)}
+
+    for wanted in (0.0, 0.2, 0.4):
+        config = replace(CONFIG, method="alternating", student_dropout=wanted)
+        run = distillation(teacher, data, config)
+        assert rates(run.method.student) == {wanted} and run.model.network.dropout == wanted
+        assert rates(run.method.auxiliary) == {0.0}
+
+
+def test_an_estimate_left_by_another_run_is_not_taken(data, tmp_path):
+    """A run that failed before its first step leaves an estimate; another teacher must not use it."""
+    distillation(make_teacher(), data, CONFIG, tmp_path)
+    stale = (tmp_path / "second-moments.safetensors").read_bytes()
+    other = make_teacher()
+    with torch.no_grad():
+        next(other.denoiser.parameters()).mul_(3.0)
+    distillation(other, data, CONFIG, tmp_path)
+    assert (tmp_path / "second-moments.safetensors").read_bytes() != stale
+
+
+def test_forward_units_count_rollouts():
+    units = {
+        (method, source): planning.forward_units(replace(CONFIG, method=method, source=source, steps=5))
+        for method in ("alternating", "instant")
+        for source in ("data", "rollout")
+    }
+    assert list(units.values()) == [5, 7, 10, 14]

@@ -60,7 +60,7 @@ def distillation(
                 "pictures; it must keep 2 or more, and hundreds to tell much"
             )
     schedule = config.schedule.build(teacher.schedule)
-    student, network = _student(teacher, config)
+    student, network = _learner(teacher, config.student_dropout)
     method = _method(teacher, student, schedule, images, config, path, inputs)
     if config.warm_start_steps:
         method = WarmStart(Denoising(student, schedule, cond_dropout=0.0), method, config.warm_start_steps)
@@ -76,17 +76,17 @@ def distillation(
     return Run(config, method, batches, model, images, path, reference, Best(path), inputs)
 
 
-def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:
-    """A copy of the teacher that can learn, with the student's dropout, and its network's shape."""
+def _learner(teacher: Model, dropout: float) -> tuple[Denoiser, registry.NetworkConfig]:
+    """A copy of the teacher that can learn, with its own rate of dropout, and its network's shape."""
     denoiser = copy.deepcopy(teacher.denoiser.unwrapped).requires_grad_(True)
-    if not config.student_dropout:
+    if dropout == getattr(teacher.network, "dropout", 0.0):
         return denoiser, teacher.network
     if not hasattr(teacher.network, "dropout"):
         raise ConfigError(
-            f"student_dropout is {config.student_dropout}, but a network of type "
+            f"student_dropout is {dropout}, but a network of type "
             f"{type(teacher.network).__name__} has no dropout; use student_dropout 0"
         )
-    shape = replace(teacher.network, dropout=config.student_dropout)
+    shape = replace(teacher.network, dropout=dropout)
     with torch.random.fork_rng(devices=[]):
         network = registry.build(shape)
     network.load_state_dict(denoiser.network.state_dict())
@@ -114,7 +114,7 @@ def _method(
     )
     weight = config.weighting.build_weighting()
     if config.method == "alternating":
-        auxiliary = copy.deepcopy(teacher.denoiser.unwrapped).requires_grad_(True)
+        auxiliary, _ = _learner(teacher, dropout=0.0)
         return Alternating(guided, student, auxiliary, transition, weight, config.update, config.teacher_term)
     moments = _second_moments(teacher, data, config, directory, inputs)
     scale = adam_preconditioner(moments, config.instant.lambda_eps)
@@ -133,6 +133,8 @@ def _second_moments(
 ) -> dict[str, Tensor]:
     """v̂ for Λ: the run's own if it has been estimated, an estimate if one is asked for, or the teacher's."""
     steps = config.instant.lambda_steps
+    if steps and directory:
+        claim(directory, config, inputs)  # first, since it drops an estimate that belongs to another run
     if not steps:
         moments = teacher.second_moments()
         if moments is None:
@@ -148,7 +150,6 @@ def _second_moments(
             Denoising(teacher.denoiser.unwrapped, teacher.schedule, cond_dropout=0.0), batches, steps
         )
         if directory:
-            claim(directory, config, inputs)
             checkpoint.save_tensors(directory / SECOND_MOMENTS, moments)
     wanted = {name: p.shape for name, p in teacher.denoiser.unwrapped.named_parameters()}
     if {name: v.shape for name, v in moments.items()} != wanted:

@@ -6,6 +6,7 @@ Everything comes from a short probe of real steps on throw-away copies of the ne
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -201,13 +202,15 @@ def forward_units(config: RunConfig) -> int:
     Denoising: forward and backward, 3. Alternating: three forwards and the backward of whichever network
     learns, 5, so 10 for a pair. Joint: the same three forwards and both backwards, 7. Instant: student
     forward, teacher forward and backward on one minibatch; student forward and backward on the other, and
-    the product of the teacher's Jacobian, about 3: 10. A rollout adds (k − 1)/2 of the student's forwards.
+    the product of the teacher's Jacobian, about 3: 10. A rollout adds (k − 1)/2 of the
+    student's forwards for each minibatch.
     """
     if not isinstance(config, DistillConfig):
         return 3
-    if config.method == "instant":
-        return 10
-    return 7 if config.update == "joint" else 5
+    instant = config.method == "instant"
+    units = 10 if instant else 7 if config.update == "joint" else 5
+    rollouts = (2 if instant else 1) if config.source == "rollout" else 0
+    return units + math.ceil(rollouts * (config.steps - 1) / 2)
 
 
 def network_cost(role: str, network: nn.Module, trainable: bool) -> NetworkCost:

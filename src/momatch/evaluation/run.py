@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -228,9 +228,9 @@ def _pairs(samples: Samples) -> Iterator[LabelledImages]:
     if isinstance(samples, Tensor):
         yield samples, None
     elif isinstance(samples, tuple) and len(samples) == 2 and isinstance(samples[0], Tensor):
-        yield samples  # type: ignore[misc]
+        yield cast(LabelledImages, samples)
     else:
-        yield from samples  # type: ignore[misc]
+        yield from cast(Iterable[LabelledImages], samples)
 
 
 def _hits(classifier: Classifier, images: Tensor, labels: Tensor | None, batch_size: int) -> Tensor:
