@@ -18,6 +18,7 @@ ORDER = [
     "files",
     "schedules",
     "process",
+    "conventions",
     "denoiser",
     "sampling",
     "model",

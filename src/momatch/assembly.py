@@ -71,7 +71,16 @@ def distillation(
         "config": to_json(config),
         "inputs": inputs,
     }
-    model = Student(student, network, schedule, teacher.sample_shape, config.steps, teacher.num_classes, info)
+    model = Student(
+        student,
+        network,
+        schedule,
+        teacher.sample_shape,
+        config.steps,
+        teacher.num_classes,
+        info,
+        cond_shapes=teacher.cond_shapes,
+    )
     batches = _batches(images, teacher.num_classes, config)
     return Run(config, method, batches, model, images, path, reference, Best(path), inputs)
 
@@ -79,18 +88,20 @@ def distillation(
 def _learner(teacher: Model, dropout: float) -> tuple[Denoiser, registry.NetworkConfig]:
     """A copy of the teacher that can learn, with its own rate of dropout, and its network's shape."""
     denoiser = copy.deepcopy(teacher.denoiser.unwrapped).requires_grad_(True)
-    if dropout == getattr(teacher.network, "dropout", 0.0):
+    found = registry.dropout(teacher.network)
+    if dropout == (found or 0.0):
         return denoiser, teacher.network
-    if not hasattr(teacher.network, "dropout"):
+    if found is None:
         raise ConfigError(
             f"student_dropout is {dropout}, but a network of type "
             f"{type(teacher.network).__name__} has no dropout; use student_dropout 0"
         )
-    shape = replace(teacher.network, dropout=dropout)
+    shape = registry.with_dropout(teacher.network, dropout)
     with torch.random.fork_rng(devices=[]):
         network = registry.build(shape)
     network.load_state_dict(denoiser.network.state_dict())
-    return Denoiser(network, denoiser.prediction, denoiser.null_values), shape
+    denoiser.network = network.requires_grad_(True)
+    return denoiser, shape
 
 
 def _method(

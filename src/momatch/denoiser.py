@@ -7,12 +7,14 @@ denoiser knows its own null condition, the one that stands for "nothing asked fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from momatch import process
+from momatch import conventions, process
+from momatch.conventions import TimeConvention
 
 Cond = dict[str, Tensor]
 
@@ -21,26 +23,39 @@ class Denoiser(nn.Module):
     """A network read as a denoiser.
 
     Attributes:
-        network: (z (B, …), logsnr (B,), cond) → tensor of z's shape.
-        prediction: what the network's output stands for: x, eps, v or flow.
-        null_values: what each entry of cond holds when nothing is asked for, e.g. {"label": 10}; empty if the
-            network takes no condition.
+        network: (z (B, …), time (B,), cond) → tensor of z's shape.
+        prediction: what the network's output stands for: x, eps, v, flow or edm.
+        null_values: what each entry of cond holds when nothing is asked for: a number, e.g. {"label": 10}, or
+            the tensor of one sample, such as the embedding of an empty prompt. Empty if the network takes no
+            condition, or knows none that means nothing.
+        time: the network's clock and scale of z; λ and momatch's own by default.
+        sigma_data: of prediction "edm".
     """
 
     def __init__(
         self,
         network: nn.Module,
         prediction: process.Prediction = "v",
-        null_values: dict[str, int] | None = None,
+        null_values: Mapping[str, int | Tensor] | None = None,
+        time: TimeConvention | None = None,
+        sigma_data: float = process.SIGMA_DATA,
     ):
         super().__init__()
         self.network = network
         self.prediction: process.Prediction = prediction
         self.null_values = dict(null_values or {})
+        self.time = time or conventions.logsnr()
+        self.sigma_data = sigma_data
 
     def forward(self, z: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
-        """Estimate x: z (B, …), logsnr (B,), cond or None → (B, …)."""
-        return process.to_x(self.network(z, logsnr, cond), z, logsnr, self.prediction)
+        """Estimate x: z (B, …), logsnr (B,), cond or None (nothing asked for) → (B, …)."""
+        if cond is None and self.null_values:
+            cond = self.null_batch(len(z), z.device)
+        seen = z
+        if self.time.input_scale is not None:
+            seen = z * self.time.input_scale(logsnr).to(z.dtype).view(-1, *(1,) * (z.ndim - 1))
+        output = self.network(seen, self.time.to_time(logsnr), cond)
+        return process.to_x(output, z, logsnr, self.prediction, self.sigma_data)
 
     @property
     def unwrapped(self) -> Denoiser:
@@ -58,7 +73,18 @@ class Denoiser(nn.Module):
             raise ValueError(
                 f"this model has no null condition for {unknown}; it knows {sorted(self.null_values)}"
             )
-        return {key: torch.full_like(value, self.null_values[key]) for key, value in cond.items()}
+        return {key: _null_like(self.null_values[key], value) for key, value in cond.items()}
+
+    def null_batch(self, size: int, device: torch.device) -> Cond:
+        """The null condition for `size` samples."""
+        values = {key: torch.as_tensor(value, device=device) for key, value in self.null_values.items()}
+        return {key: value.expand(size, *value.shape) for key, value in values.items()}
+
+
+def _null_like(null: int | Tensor, value: Tensor) -> Tensor:
+    if isinstance(null, Tensor):
+        return null.to(value).expand(value.shape)
+    return torch.full_like(value, null)
 
 
 class Wrapper(Denoiser):
@@ -71,6 +97,7 @@ class Wrapper(Denoiser):
         self.denoiser = denoiser
         self.prediction: process.Prediction = denoiser.prediction
         self.null_values = denoiser.null_values
+        self.time, self.sigma_data = denoiser.time, denoiser.sigma_data
 
     @property
     def unwrapped(self) -> Denoiser:

@@ -4,6 +4,7 @@ Teachers and students are kept in the same form:
 
     model.safetensors    the network's weights
     model.json           its family and shape, prediction type, schedule, sample shape, steps and origin
+    null-condition.safetensors   where "nothing asked for" is a tensor: the embedding of an empty prompt, say
     second-moments.safetensors   beside a teacher that momatch trained: Adam's v̂, which Algorithm 3 needs
 """
 
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from momatch import process, schedules
+from momatch import conventions, process, schedules
 from momatch.denoiser import Cond, Denoiser
 from momatch.errors import UsageError
 from momatch.files import fingerprint, write_atomically
@@ -31,6 +32,7 @@ from momatch.schedules import NoiseSchedule
 
 FORMAT = "momatch-model-1"
 SECOND_MOMENTS = "second-moments.safetensors"
+NULL_CONDITION = "null-condition.safetensors"
 MAX_STUDENT_STEPS = 16
 MAX_SEED = 2**32  # torch's generator on the CPU looks at no more bits
 CHUNK = 256  # samples made at a time; part of what a seed means, since noise is drawn chunk by chunk
@@ -50,9 +52,11 @@ class Model:
         schedule: λ(t) to sample with.
         sample_shape: shape of one sample, e.g. (1, 8, 8).
         steps: network calls that `sample` makes unless told otherwise.
-        num_classes: labels it can be asked for; 0 if unconditional.
+        num_classes: labels it can be asked for; 0 if it takes none.
         info: where it came from: role ("teacher" or "student"), recipe, data, seed, …; JSON types only.
         folder: where it was loaded from, or None.
+        cond_shapes: shape of one sample's part of each entry of cond, other than label, e.g.
+            {"encoder_hidden_states": (-1, 768)}; −1 where any length will do.
     """
 
     denoiser: Denoiser
@@ -63,6 +67,7 @@ class Model:
     num_classes: int = 0
     info: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    cond_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """One line instead of all weights."""
@@ -86,7 +91,8 @@ class Model:
         Args:
             n: how many.
             steps: network calls for each; `self.steps` if None.
-            cond: {"label": (n,) int64} for a conditional model; None asks for nothing in particular.
+            cond: what to ask for, such as {"label": (n,) int64}, an entry for each sample; None asks for
+                nothing in particular.
             seed: the same seed gives the same samples, and the same initial noise at any number of steps.
             eta: 1 = ancestral, 0 = DDIM.
 
@@ -136,14 +142,30 @@ class Model:
                 f"steps must be 1 to {MAX_STUDENT_STEPS} for a student, got {steps}; "
                 f"this one was trained for {self.steps}"
             )
+        self._check_cond(n, cond)
+
+    def _check_cond(self, n: int, cond: Cond | None) -> None:
+        known = {**({"label": ()} if self.num_classes else {}), **self.cond_shapes}
         if cond is None:
+            missing = sorted(set(known) - set(self.denoiser.null_values))
+            if missing:
+                raise UsageError(f"this model must be asked for something: give {', '.join(missing)}")
             return
-        if not self.num_classes:
+        if not known:
             raise UsageError("this model is unconditional; leave labels out")
-        labels = cond["label"]
-        if len(labels) != n:
-            raise UsageError(f"got {len(labels)} labels for {n} samples; give one for each")
-        wrong = labels[(labels < 0) | (labels > self.num_classes)]
+        if set(cond) != set(known):
+            raise UsageError(f"this model takes {', '.join(known)} as condition, not {', '.join(cond)}")
+        for key, value in cond.items():
+            if len(value) != n:
+                what = "labels" if key == "label" else f"rows of {key}"
+                raise UsageError(f"got {len(value)} {what} for {n} samples; give one for each")
+            fits = value.ndim == 1 + len(known[key]) and all(
+                want in (-1, size) for want, size in zip(known[key], value.shape[1:], strict=True)
+            )
+            if not fits:
+                raise UsageError(f"{key} has shape {tuple(value.shape)}; this model takes (n, *{known[key]})")
+        labels = cond.get("label")
+        wrong = [] if labels is None else labels[(labels < 0) | (labels > self.num_classes)]
         if len(wrong):
             raise UsageError(
                 f"label {int(wrong[0])} is out of range; this model knows 0 to {self.num_classes - 1}"
@@ -164,17 +186,25 @@ class Model:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         weights = {k: v.detach().cpu().contiguous() for k, v in self.denoiser.network.state_dict().items()}
+        nulls = self.denoiser.null_values
+        tensors = {k: v.detach().cpu().contiguous() for k, v in nulls.items() if isinstance(v, Tensor)}
         description = {
             "format": FORMAT,
             "network": registry.to_json(self.network),
             "prediction": self.denoiser.prediction,
+            "sigma_data": self.denoiser.sigma_data,
+            "time": {"name": self.denoiser.time.name, **self.denoiser.time.options},
+            "null_values": {k: v for k, v in nulls.items() if k not in tensors},
             "schedule": {"name": self.schedule.name, **self.schedule.options},
             "sample_shape": list(self.sample_shape),
             "steps": self.steps,
             "num_classes": self.num_classes,
+            "cond_shapes": {k: list(v) for k, v in self.cond_shapes.items()},
             "info": self.info,
         }
         write_atomically(directory / "model.safetensors", lambda path: save_file(weights, path))
+        if tensors:
+            write_atomically(directory / NULL_CONDITION, lambda path: save_file(tensors, path))
         write_atomically(
             directory / "model.json", lambda path: path.write_text(json.dumps(description, indent=2) + "\n")
         )
@@ -225,16 +255,25 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
         network = registry.build(config)
     network.load_state_dict(load_file(directory / "model.safetensors"))
     num_classes = operator.index(description["num_classes"])
+    nulls = description.get("null_values", {"label": num_classes} if num_classes else {})
+    if (directory / NULL_CONDITION).is_file():
+        nulls = {**nulls, **load_file(directory / NULL_CONDITION)}
+    denoiser = Denoiser(
+        network,
+        description["prediction"],
+        nulls,
+        conventions.build(**description.get("time", {"name": "logsnr"})),
+        float(description.get("sigma_data", process.SIGMA_DATA)),
+    )
     kind = Student if description["info"].get("role") == "student" else Model
     return kind(
-        denoiser=Denoiser(
-            network, description["prediction"], {"label": num_classes} if num_classes else {}
-        ).eval(),
+        denoiser=denoiser.eval(),
         network=config,
         schedule=schedule,
         sample_shape=tuple(operator.index(size) for size in description["sample_shape"]),
         steps=operator.index(description["steps"]),
         num_classes=num_classes,
+        cond_shapes={k: tuple(v) for k, v in description.get("cond_shapes", {}).items()},
         info=description["info"],
         folder=directory,
     )

@@ -24,6 +24,10 @@ same information given z:
 
     (3)  ε = (z − α x)/σ        v = (α z − x)/σ        u = (z − (α + σ) x)/σ
 
+or, in EDM's preconditioning, the F of x = c_skip z′ + c_out F with z′ = z/α and ς = σ/α its noise level:
+
+    (4)  c_skip = ς_d²/(ς² + ς_d²)        c_out = ς ς_d/√(ς² + ς_d²)        ς_d² = Var(x)
+
 Arguments named `logsnr` have shape (B,), for z's batch dimension; only this module broadcasts them.
 """
 
@@ -35,7 +39,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Prediction = Literal["x", "eps", "v", "flow"]
+Prediction = Literal["x", "eps", "v", "flow", "edm"]
+SIGMA_DATA = 0.5  # of every EDM model in use
 
 
 def alpha_sigma(logsnr: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,14 +97,17 @@ def sample_posterior(
     return torch.addcmul(mean, variance.sqrt(), noise)
 
 
-def to_x(prediction: Tensor, z: Tensor, logsnr: Tensor, kind: Prediction) -> Tensor:
-    """Clean data from a network output of the given kind, equation (3) solved for x.
+def to_x(
+    prediction: Tensor, z: Tensor, logsnr: Tensor, kind: Prediction, sigma_data: float = SIGMA_DATA
+) -> Tensor:
+    """Clean data from a network output of the given kind, equation (3) solved for x, or (4).
 
     Args:
         prediction: (B, …) network output.
-        z: (B, …) what the network saw.
-        logsnr: (B,) at which it saw it.
+        z: (B, …) noisy data, of unit variance at high noise.
+        logsnr: (B,) its λ.
         kind: what the output stands for.
+        sigma_data: ς_d of kind "edm".
     """
     alpha, sigma = alpha_sigma(_like(logsnr, z))
     if kind == "v":
@@ -110,10 +118,13 @@ def to_x(prediction: Tensor, z: Tensor, logsnr: Tensor, kind: Prediction) -> Ten
         return (z - sigma * prediction) / (alpha + sigma)
     if kind == "x":
         return prediction
+    if kind == "edm":
+        skip, out = _edm_coefficients(alpha, sigma, sigma_data)
+        return torch.addcmul(skip * z, out, prediction)
     raise ValueError(f"unknown prediction type {kind!r}; choose one of {', '.join(get_args(Prediction))}")
 
 
-def from_x(x: Tensor, z: Tensor, logsnr: Tensor, kind: Prediction) -> Tensor:
+def from_x(x: Tensor, z: Tensor, logsnr: Tensor, kind: Prediction, sigma_data: float = SIGMA_DATA) -> Tensor:
     """The network output of the given kind that means x; the inverse of `to_x`."""
     alpha, sigma = alpha_sigma(_like(logsnr, z))
     if kind == "v":
@@ -124,7 +135,16 @@ def from_x(x: Tensor, z: Tensor, logsnr: Tensor, kind: Prediction) -> Tensor:
         return (z - (alpha + sigma) * x) / sigma
     if kind == "x":
         return x
+    if kind == "edm":
+        skip, out = _edm_coefficients(alpha, sigma, sigma_data)
+        return (x - skip * z) / out
     raise ValueError(f"unknown prediction type {kind!r}; choose one of {', '.join(get_args(Prediction))}")
+
+
+def _edm_coefficients(alpha: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
+    """(c_skip/α, c_out) of equation (4), multiplied through by α² so that neither end divides by zero."""
+    total = sigma**2 + (alpha * sigma_data) ** 2
+    return alpha * sigma_data**2 / total, sigma * sigma_data * total.rsqrt()
 
 
 def _like(logsnr: Tensor, data: Tensor) -> Tensor:

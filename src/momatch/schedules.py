@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 LOGSNR_MIN, LOGSNR_MAX = -15.0, 15.0
+TABLE_LOGSNR_MIN = -30.0  # stands for α = 0: 3e-7, which float32 cannot tell from it
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def rectified_flow(
 
 
 def tabulated(
-    betas: Sequence[float], logsnr_min: float = LOGSNR_MIN, logsnr_max: float = LOGSNR_MAX
+    betas: Sequence[float], logsnr_min: float = TABLE_LOGSNR_MIN, logsnr_max: float = LOGSNR_MAX
 ) -> NoiseSchedule:
     """A discrete DDPM schedule made continuous: t = (i + 1)/T is the table's step i, linear in λ in between.
 

@@ -117,7 +117,7 @@ def test_tabulated_hits_every_entry() -> None:
 def test_tabulated_zero_terminal_snr_and_clean_start() -> None:
     schedule = schedules.tabulated([1e-9, 0.5, 1.0])
     ends = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    assert ends[1].item() == schedules.LOGSNR_MIN
+    assert ends[1].item() == schedules.TABLE_LOGSNR_MIN
     assert ends[0].item() > math.log(1e9) - 1
 
 

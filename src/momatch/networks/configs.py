@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,28 @@ class MLPConfig:
     depth: int = 3
     num_classes: int = 0
     embedding_dim: int = 64
+
+
+@dataclass(frozen=True)
+class DiffusersConfig:
+    """A network of the diffusers library.
+
+    Attributes:
+        class_name: of the model, e.g. "UNet2DModel".
+        config: what that class's `from_config` takes; JSON types only.
+    """
+
+    class_name: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CustomConfig:
+    """A network that somebody else's code makes.
+
+    Attributes:
+        builder: "package.module:function"; called without arguments it gives a `momatch.Model`, whose
+            network is meant.
+    """
+
+    builder: str

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
 
-from momatch.networks.configs import MLPConfig, UNetConfig, UViTConfig
+from momatch.networks.configs import CustomConfig, DiffusersConfig, MLPConfig, UNetConfig, UViTConfig
+from momatch.networks.custom import build_custom
+from momatch.networks.diffusers import DiffusersNetwork
 from momatch.networks.mlp import MLP
 from momatch.networks.unet import UNet
 from momatch.networks.uvit import UViT
 
-NetworkConfig = UNetConfig | UViTConfig | MLPConfig
+NetworkConfig = UNetConfig | UViTConfig | MLPConfig | DiffusersConfig | CustomConfig
 
-_FAMILIES: dict[str, tuple[type, type[nn.Module]]] = {
+_FAMILIES: dict[str, tuple[type, Callable[[Any], nn.Module]]] = {
     "unet": (UNetConfig, UNet),
     "uvit": (UViTConfig, UViT),
     "mlp": (MLPConfig, MLP),
+    "diffusers": (DiffusersConfig, DiffusersNetwork),
+    "custom": (CustomConfig, build_custom),
 }
 
 
 def build(config: NetworkConfig) -> nn.Module:
     """A freshly initialised network of the given shape (from torch's global generator: seed it first)."""
-    for config_type, network_type in _FAMILIES.values():
+    for config_type, make in _FAMILIES.values():
         if isinstance(config, config_type):
-            return network_type(config)
+            return make(config)
     raise TypeError(f"no network belongs to {type(config).__name__}; known are {', '.join(_FAMILIES)}")
 
 
@@ -34,6 +39,20 @@ def divisor(config: UNetConfig | UViTConfig) -> int:
     if isinstance(config, UViTConfig):
         return config.patch_size * 2 ** len(config.channels)
     return 2 ** (len(config.channels) - 1)
+
+
+def dropout(config: NetworkConfig) -> float | None:
+    """The rate of dropout that a network of this shape has in training; None if it cannot have any."""
+    if isinstance(config, DiffusersConfig):
+        return config.config.get("dropout")
+    return getattr(config, "dropout", None)
+
+
+def with_dropout(config: NetworkConfig, rate: float) -> NetworkConfig:
+    """The same shape with another rate of dropout; it must be one that has a rate."""
+    if isinstance(config, DiffusersConfig):
+        return replace(config, config={**config.config, "dropout": rate})
+    return replace(config, dropout=rate)  # type: ignore (the caller has asked `dropout`)
 
 
 def to_json(config: NetworkConfig) -> dict[str, Any]:

@@ -1,0 +1,36 @@
+"""Networks that somebody else's code makes, by the name of a function: "package.module:function"."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import nn
+
+from momatch.errors import UsageError
+from momatch.networks.configs import CustomConfig
+
+
+def call(builder: str) -> Any:
+    """What the function returns.
+
+    Raises:
+        UsageError: if the name does not lead to a function.
+    """
+    module_name, _, function_name = builder.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(
+            f"cannot import {module_name!r} of {builder!r} ({error}); name a module on PYTHONPATH, "
+            "as package.module:function"
+        ) from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UsageError(f"module {module_name!r} has no function {function_name!r}, as {builder!r} says")
+    return function()
+
+
+def build_custom(config: CustomConfig) -> nn.Module:
+    """The network of the model that the builder returns."""
+    return call(config.builder).denoiser.network
