@@ -22,6 +22,7 @@ ORDER = [
     "denoiser",
     "sampling",
     "model",
+    "lora",
     "teachers",
     "methods",
     "training",

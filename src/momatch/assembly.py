@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from momatch import validation
-from momatch.config import ConfigError, DistillConfig, RunConfig, TeacherConfig, to_json
+from momatch.config import AdapterConfig, ConfigError, DistillConfig, RunConfig, TeacherConfig, to_json
 from momatch.data.images import ImageSet, Split, stratified_split
 from momatch.denoiser import Denoiser
 from momatch.methods import weighting
@@ -27,10 +27,12 @@ from momatch.methods.transition import Transition
 from momatch.methods.warm_start import WarmStart
 from momatch.model import SECOND_MOMENTS, Model, Student
 from momatch.networks import registry
+from momatch.networks.adapted import AdaptedNetwork, share
 from momatch.runs import Best, Run, claim
 from momatch.schedules import NoiseSchedule
 from momatch.training import checkpoint
 from momatch.training.batches import Batches, image_batches
+from momatch.training.seeding import derive_seed
 
 
 def distillation(
@@ -60,7 +62,7 @@ def distillation(
                 "pictures; it must keep 2 or more, and hundreds to tell much"
             )
     schedule = config.schedule.build(teacher.schedule)
-    student, network = _learner(teacher, config.student_dropout)
+    student, network = _student(teacher, config)
     method = _method(teacher, student, schedule, images, config, path, inputs)
     if config.warm_start_steps:
         method = WarmStart(Denoising(student, schedule, cond_dropout=0.0), method, config.warm_start_steps)
@@ -85,9 +87,39 @@ def distillation(
     return Run(config, method, batches, model, images, path, reference, Best(path), inputs)
 
 
-def _learner(teacher: Model, dropout: float) -> tuple[Denoiser, registry.NetworkConfig]:
-    """A copy of the teacher that can learn, with its own rate of dropout, and its network's shape."""
-    denoiser = copy.deepcopy(teacher.denoiser.unwrapped).requires_grad_(True)
+def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:
+    """η as the config says, and its network's shape."""
+    if not config.adapter.rank:
+        return _learner(teacher, config.student_dropout)
+    denoiser, shape = _learner(teacher, config.student_dropout, shared=True)
+    return _with_adapter(denoiser, config.adapter, config.train.seed, "student"), shape
+
+
+def _auxiliary(teacher: Model, config: DistillConfig) -> Denoiser:
+    """φ; nothing is dropped out in it."""
+    if not config.adapter.rank or config.adapter.auxiliary == "full":
+        return _learner(teacher, dropout=0.0)[0]
+    denoiser, _ = _learner(teacher, dropout=0.0, shared=True)
+    return _with_adapter(denoiser, replace(config.adapter, dropout=0.0), config.train.seed, "auxiliary")
+
+
+def _with_adapter(denoiser: Denoiser, adapter: AdapterConfig, seed: int, role: str) -> Denoiser:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, f"adapter of the {role}", 0))
+        denoiser.network = AdaptedNetwork(
+            denoiser.network, adapter.rank, adapter.alpha, adapter.dropout, adapter.targets
+        )
+    return denoiser
+
+
+def _learner(teacher: Model, dropout: float, shared: bool = False) -> tuple[Denoiser, registry.NetworkConfig]:
+    """A copy of the teacher with its own rate of dropout, and its network's shape.
+
+    Its weights are its own and can learn; if `shared`, they are the teacher's.
+    """
+    plain = teacher.denoiser.unwrapped
+    denoiser = share(plain) if shared else copy.deepcopy(plain).requires_grad_(True)
+    assert isinstance(denoiser, Denoiser)
     found = registry.dropout(teacher.network)
     if dropout == (found or 0.0):
         return denoiser, teacher.network
@@ -99,8 +131,8 @@ def _learner(teacher: Model, dropout: float) -> tuple[Denoiser, registry.Network
     shape = registry.with_dropout(teacher.network, dropout)
     with torch.random.fork_rng(devices=[]):
         network = registry.build(shape)
-    network.load_state_dict(denoiser.network.state_dict())
-    denoiser.network = network.requires_grad_(True)
+    network.load_state_dict(denoiser.network.state_dict(keep_vars=shared), assign=shared)
+    denoiser.network = network if shared else network.requires_grad_(True)
     return denoiser, shape
 
 
@@ -125,7 +157,7 @@ def _method(
     )
     weight = config.weighting.build_weighting()
     if config.method == "alternating":
-        auxiliary, _ = _learner(teacher, dropout=0.0)
+        auxiliary = _auxiliary(teacher, config)
         return Alternating(guided, student, auxiliary, transition, weight, config.update, config.teacher_term)
     moments = _second_moments(teacher, data, config, directory, inputs)
     scale = adam_preconditioner(moments, config.instant.lambda_eps)

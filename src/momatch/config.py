@@ -137,6 +137,26 @@ class InstantConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """A student that is the frozen teacher and a LoRA adapter, instead of a network of its own.
+
+    Attributes:
+        rank: of the adapter's matrices; 0 trains whole networks.
+        alpha: the adapter's output is multiplied by alpha / rank; 0 means rank, a factor of 1.
+        dropout: of the student's adapter, on its input.
+        targets: layers that get adapters, each the end of a name ("to_q") or a regular expression for a whole
+            name; none given means every linear layer and every convolution.
+        auxiliary: "adapter" on the same frozen weights, or "full": a network of its own.
+    """
+
+    rank: int = 0
+    alpha: float = 0.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    auxiliary: Literal["adapter", "full"] = "adapter"
+
+
+@dataclass(frozen=True)
 class StoppingConfig:
     """When to end a run before its last step. The best student seen is kept then, not the last.
 
@@ -226,6 +246,7 @@ class DistillConfig:
         schedule: the student's noise schedule.
         posterior: "conditional" draws z_s given z_t and x̃, the paper; "fresh" forgets z_t (its ablation).
         source: z_t from "data", the paper, or from a "rollout" of the student, which uses no pictures.
+        adapter: train LoRA adapters on the teacher's weights instead of whole networks.
         student_dropout: dropout rate of the student; none in the paper.
         warm_start_steps: of the steps, how many come first that train the student by plain denoising, for a
             student whose schedule is not its teacher's; they count in train.num_steps.
@@ -249,6 +270,7 @@ class DistillConfig:
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(name="teacher"))
     posterior: Posterior = "conditional"
     source: Source = "data"
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     student_dropout: float = 0.0
     warm_start_steps: int = 0
     stopping: StoppingConfig = field(default_factory=StoppingConfig)

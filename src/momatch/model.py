@@ -27,6 +27,7 @@ from momatch.denoiser import Cond, Denoiser
 from momatch.errors import UsageError
 from momatch.files import fingerprint, write_atomically
 from momatch.networks import registry
+from momatch.networks.adapted import AdaptedNetwork
 from momatch.sampling import ancestral
 from momatch.schedules import NoiseSchedule
 
@@ -172,7 +173,7 @@ class Model:
             )
 
     def save(self, directory: str | Path) -> None:
-        """Write the model's folder; an existing one is replaced.
+        """Write the model's folder; an existing one is replaced. An adapter is merged into the weights.
 
         Raises:
             ModelError: if the denoiser is guided or clipped: only a network and its prediction type can be
@@ -185,7 +186,9 @@ class Model:
             )
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        weights = {k: v.detach().cpu().contiguous() for k, v in self.denoiser.network.state_dict().items()}
+        network = self.denoiser.network
+        plain = network.merged() if isinstance(network, AdaptedNetwork) else network
+        weights = {k: v.detach().cpu().contiguous() for k, v in plain.state_dict().items()}
         nulls = self.denoiser.null_values
         tensors = {k: v.detach().cpu().contiguous() for k, v in nulls.items() if isinstance(v, Tensor)}
         description = {

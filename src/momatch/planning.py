@@ -22,6 +22,7 @@ from momatch.methods.base import Method
 from momatch.model import Model
 from momatch.monitoring import TEACHER_LOOK_STEPS
 from momatch.networks import registry
+from momatch.networks.adapted import AdaptedNetwork
 from momatch.progress import format_seconds
 from momatch.runs import Run
 from momatch.training.batches import Batches
@@ -157,6 +158,7 @@ def outline(config: RunConfig, teacher: TeacherConfig) -> Plan:
     with torch.device("meta"):
         network = registry.build(teacher.network)
         z, logsnr = torch.zeros(1, *shape), torch.zeros(1)
+    learner = _learning_part(config, network)
     kept: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -164,17 +166,21 @@ def outline(config: RunConfig, teacher: TeacherConfig) -> Plan:
         return tensor
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(note, note):
-        network(z, logsnr)
-    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+        learner(z, logsnr)
+    weights = {p.untyped_storage()._cdata for p in (*network.parameters(), *learner.parameters())}
     activations = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights)
     batch, units = config.train.batch_size, forward_units(config)
     roles = ["teacher"]
     if isinstance(config, DistillConfig):
         roles = ["teacher", "student"] + ["auxiliary"] * (config.method == "alternating")
     learning = ["teacher"] if roles == ["teacher"] else roles[1:]
+    parts = {"teacher": network, "student": learner, "auxiliary": learner}
+    if isinstance(config, DistillConfig) and config.adapter.auxiliary == "full":
+        parts["auxiliary"] = network
+    costs = [network_cost(role, parts[role], role in learning) for role in roles]
     both = isinstance(config, DistillConfig) and config.method == "alternating" and config.update == "joint"
     return Plan(
-        networks=_with_direction(config, [network_cost(role, network, role in learning) for role in roles]),
+        networks=_with_direction(config, costs),
         activations=activations * batch * (2 if both else 1),
         data=0,
         device="none",
@@ -186,6 +192,15 @@ def outline(config: RunConfig, teacher: TeacherConfig) -> Plan:
         seconds_per_step=units * batch * counter.get_total_flops() / ASSUMED_OPERATIONS,
         look_seconds=_look_units(config) * counter.get_total_flops() / ASSUMED_OPERATIONS,
     )
+
+
+def _learning_part(config: RunConfig, network: nn.Module) -> nn.Module:
+    """What a student learns: an adapter of the network, or all of it."""
+    if not isinstance(config, DistillConfig) or not config.adapter.rank:
+        return network
+    adapter = config.adapter
+    with torch.device("meta"):
+        return AdaptedNetwork(network, adapter.rank, adapter.alpha, adapter.dropout, adapter.targets)
 
 
 def _with_direction(config: RunConfig, costs: list[NetworkCost]) -> list[NetworkCost]:

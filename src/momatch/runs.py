@@ -24,6 +24,7 @@ from momatch.config import ConfigError, DistillConfig, RunConfig, StoppingConfig
 from momatch.data.images import ImageSet
 from momatch.evaluation.builtin import feature_extractor
 from momatch.files import write_atomically
+from momatch.lora import merged, save_adapter
 from momatch.methods.base import Method
 from momatch.model import SECOND_MOMENTS, Model
 from momatch.monitoring import Look, Monitor
@@ -146,19 +147,22 @@ class Run:
         """The trained model; saved as `student/` or `teacher/` in the run's folder.
 
         With a stopping rule it is the best that was seen. A teacher's second moments (Adam's v̂ for every
-        weight) are saved beside it, as second-moments.safetensors: Algorithm 3 needs them.
+        weight) are saved beside it, as second-moments.safetensors: Algorithm 3 needs them. A student's LoRA
+        adapter is merged into plain weights, and kept as student/lora/ too.
         """
         if self._stopping.active:
             self.best.restore(self.model)
+        model = merged(self.model)
         if self.directory:
             role = "student" if isinstance(self.config, DistillConfig) else "teacher"
-            self.model.save(self.directory / role)
+            model.save(self.directory / role)
+            save_adapter(self.model, self.directory / role / "lora")
             if role == "teacher":
                 moments = checkpoint.second_moments(
                     self.directory / "checkpoints", "teacher", self.config.optim.beta2
                 )
                 checkpoint.save_tensors(self.directory / role / SECOND_MOMENTS, moments)
-        return self.model
+        return model
 
 
 class Best:

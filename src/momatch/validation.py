@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from momatch.config import ConfigError, DistillConfig, GuidanceConfig, RunConfig, to_json
+from momatch.config import AdapterConfig, ConfigError, DistillConfig, GuidanceConfig, RunConfig, to_json
 from momatch.model import MAX_SEED, MAX_STUDENT_STEPS
 from momatch.networks.configs import UNetConfig, UViTConfig
 
@@ -111,6 +111,7 @@ def _check_distillation(config: DistillConfig) -> None:
     for key, value in at_least_0.items():
         _require(0 <= value < math.inf, key, value, "it must not be negative, and finite")
     check_guidance(guidance)
+    _check_adapter(config.adapter)
     _require(
         0 <= config.student_dropout < 1, "student_dropout", config.student_dropout, "it must lie in [0, 1)"
     )
@@ -125,6 +126,8 @@ def _check_distillation(config: DistillConfig) -> None:
     if stopping.active:
         _require(config.monitor.every > 0, "monitor.every", 0, "a stopping rule needs looks at the samples")
     if config.method == "instant":
+        auxiliary = config.adapter.auxiliary
+        _require(auxiliary == "adapter", "adapter.auxiliary", auxiliary, "leave it out with method=instant")
         _require(config.update == "alternating", "update", config.update, "leave it out with method=instant")
     else:
         _require(
@@ -135,6 +138,18 @@ def _check_distillation(config: DistillConfig) -> None:
         )
     if instant.centre:
         _require(config.source == "data", "source", config.source, "instant.centre needs source=data")
+
+
+def _check_adapter(adapter: AdapterConfig) -> None:
+    _require(adapter.rank >= 0, "adapter.rank", adapter.rank, "use 0 (whole networks) or more, such as 8")
+    _require(adapter.alpha >= 0, "adapter.alpha", adapter.alpha, "use 0 (the rank) or more")
+    _require(0 <= adapter.dropout < 1, "adapter.dropout", adapter.dropout, "it must lie in [0, 1)")
+    if adapter.rank == 0:
+        unused = {"alpha": adapter.alpha, "dropout": adapter.dropout, "targets": adapter.targets}
+        for key, value in unused.items():
+            _require(not value, f"adapter.{key}", value, "it needs adapter.rank above 0")
+        full = adapter.auxiliary == "full"
+        _require(not full, "adapter.auxiliary", adapter.auxiliary, "it needs adapter.rank above 0")
 
 
 def _flatten(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
