@@ -43,10 +43,9 @@ def save_adapter(model: Model, directory: str | Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     factors = network.factors()
     if isinstance(model.network, DiffusersConfig) and model.network.class_name in PIPELINE_FAMILIES:
-        from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
-
-        name, tensors = DIFFUSERS_WEIGHTS, convert_state_dict_to_diffusers(factors)
-        tensors = {f"unet.{key}": value for key, value in tensors.items()}
+        # Not through diffusers' convert_state_dict_to_diffusers: it renames the attention layers alone, and
+        # the loader then drops them from a file that holds others too (0.42; a warning, no error).
+        name, tensors = DIFFUSERS_WEIGHTS, {f"unet.{key}": value for key, value in factors.items()}
     else:
         name, tensors = PEFT_WEIGHTS, {f"base_model.model.{key}": value for key, value in factors.items()}
         network.settings().save_pretrained(directory)

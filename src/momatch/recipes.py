@@ -12,6 +12,7 @@ from functools import partial
 from typing import Literal
 
 from momatch.config import (
+    AdapterConfig,
     ConfigError,
     DistillConfig,
     MonitorConfig,
@@ -80,6 +81,11 @@ def digits_instant_8() -> DistillConfig:
     return digits_instant(8)
 
 
+def digits_lora_8() -> DistillConfig:
+    """Digits student of 8 steps as a LoRA adapter of rank 8 on the frozen teacher."""
+    return replace(digits(8), adapter=AdapterConfig(rank=8), optim=OptimConfig(learning_rate=3e-3))
+
+
 def demo() -> DistillConfig:
     """What `momatch demo` runs: digits, 8 steps, two thirds of the documented budget."""
     return DistillConfig(
@@ -133,6 +139,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "digits-4": digits_4,
     "digits-8": digits_8,
     "digits-instant-8": digits_instant_8,
+    "digits-lora-8": digits_lora_8,
     "demo": demo,
     **{f"imagenet{size}-teacher": partial(imagenet_teacher, size) for size in (64, 128)},
     **{
