@@ -149,6 +149,8 @@ def test_an_adapter_starts_as_nothing_adds_ba_and_merges(network):
     assert not mine & {p.data_ptr() for p in merged.parameters()}
     assert teacher.fingerprint() == before
     assert {p.data_ptr() for p in adapted.whole.parameters()} >= mine
+    learning = {id(p) for p in adapted.whole.parameters() if p.requires_grad}
+    assert learning == {id(p) for p in adapted.parameters()}
     names = [name for name, _ in adapted.named_parameters()]
     assert names == list(adapted.state_dict()) and all("lora_" in name for name in names)
 
@@ -244,7 +246,8 @@ def test_every_option_resumes_bit_for_bit_and_leaves_the_teacher_alone(option, d
     whole = option == "full auxiliary"
     assert all("lora_" in k or k.endswith(".step") or (whole and "auxiliary" in k) for k in saved)
     model, student = resumed.finish(), load_student(tmp_path / "b")
-    assert student.denoiser.state_dict().keys() == teacher.state_dict().keys()
+    for each in (model, student):
+        assert each.denoiser.state_dict().keys() == teacher.state_dict().keys()
     resumed.model.denoiser.eval()
     with torch.no_grad():
         for each in (model, student):
