@@ -38,6 +38,7 @@ ORDER = [
     "assembly",
     "recipes",
     "progress",
+    "memory",
     "planning",
     "assets",
     "arguments",

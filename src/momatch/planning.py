@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,14 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from momatch.assembly import distillation, teacher_training
 from momatch.config import DistillConfig, RunConfig, TeacherConfig
 from momatch.data.images import Split
-from momatch.methods.base import Method
+from momatch.memory import StepMemory, storage_bytes, training_memory
+from momatch.methods.warm_start import WarmStart
 from momatch.model import Model
 from momatch.monitoring import TEACHER_LOOK_STEPS
 from momatch.networks import registry
 from momatch.networks.adapted import AdaptedNetwork
 from momatch.progress import format_seconds
 from momatch.runs import Run
-from momatch.training.batches import Batches
 from momatch.training.loop import train
 
 if TYPE_CHECKING:
@@ -68,8 +67,10 @@ class Plan:
 
     Attributes:
         networks: one entry each.
-        activations: what autograd keeps for the backward pass, in the costlier kind of step.
-        data: the training pictures, which are held in memory.
+        activations: most that autograd keeps for backward passes at a time.
+        workspace: what else is alive at the peak of a step: what is being worked on, with Algorithm 3 the
+            tangents, and what the step has made and not yet let go; 0 if nothing ran.
+        data: the pictures, held-out ones included, which are held in memory; 0 if they are not there yet.
         device: where the probe ran; "none" if nothing ran.
         threads: CPU threads that it used.
         batch_size: pictures a step.
@@ -82,6 +83,7 @@ class Plan:
 
     networks: list[NetworkCost]
     activations: int
+    workspace: int
     data: int
     device: str
     threads: int
@@ -94,8 +96,8 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """All parts together: what is sure to be needed at once; a library's own workspace comes on top."""
-        return sum(network.memory for network in self.networks) + self.activations + self.data
+        """The peak of a training step; kernels' own workspace and looks at the samples are not in it."""
+        return sum(n.memory for n in self.networks) + self.activations + self.workspace + self.data
 
     @property
     def images_per_second(self) -> float:
@@ -125,16 +127,20 @@ def plan(
     Raises:
         UsageError: if the run itself would be refused: an impossible value, no teacher, data that do not fit.
     """
-    run, networks = _build(config, teacher, data)
+    run, pictures, networks = _build(config, teacher, data)
+    # A warm start is the lesser part: one network learns, and nothing else is held.
+    method = run.method.method if isinstance(run.method, WarmStart) else run.method
+    memory = training_memory(method, run.batches, config.train, config.optim, networks, pictures)
     costs = [network_cost(role, network, role in run.method.trainable) for role, network in networks.items()]
-    activations = max(activation_bytes(run.method, run.batches, step, networks) for step in (0, 1))
+    costs = _with_direction(config, costs)
     seconds_per_step, probe_steps = probe(run, probe_seconds)
     images = run.data.images
     units = forward_units(config)
     return Plan(
-        networks=_with_direction(config, costs),
-        activations=activations,
-        data=images.untyped_storage().nbytes(),
+        networks=costs,
+        activations=memory.activations,
+        workspace=_workspace(memory, costs),
+        data=storage_bytes(pictures),
         device=str(images.device),
         threads=torch.get_num_threads(),
         batch_size=config.train.batch_size,
@@ -182,6 +188,7 @@ def outline(config: RunConfig, teacher: TeacherConfig) -> Plan:
     return Plan(
         networks=_with_direction(config, costs),
         activations=activations * batch * (2 if both else 1),
+        workspace=0,
         data=0,
         device="none",
         threads=0,
@@ -201,6 +208,11 @@ def _learning_part(config: RunConfig, network: nn.Module) -> nn.Module:
     adapter = config.adapter
     with torch.device("meta"):
         return AdaptedNetwork(network, adapter.rank, adapter.alpha, adapter.dropout, adapter.targets)
+
+
+def _workspace(memory: StepMemory, costs: list[NetworkCost]) -> int:
+    """What neither networks nor activations account for."""
+    return max(memory.peak - memory.activations - sum(cost.memory for cost in costs), 0)
 
 
 def _with_direction(config: RunConfig, costs: list[NetworkCost]) -> list[NetworkCost]:
@@ -241,55 +253,6 @@ def network_cost(role: str, network: nn.Module, trainable: bool) -> NetworkCost:
     )
 
 
-def activation_bytes(method: Method, batches: Batches, step: int, networks: Mapping[str, nn.Module]) -> int:
-    """Most memory that one step keeps for backward passes at a time, the networks' weights left out."""
-    own = {_storage(t) for network in networks.values() for t in (*network.parameters(), *network.buffers())}
-    kept = _Kept()
-
-    def keep(tensor: Tensor) -> Tensor | _Holder:
-        return tensor.detach() if _storage(tensor) in own else _Holder(tensor.detach(), kept)
-
-    def give(held: Tensor | _Holder) -> Tensor:
-        return held.tensor if isinstance(held, _Holder) else held
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, give):
-        update = method.step(step, batches(step))
-    del update
-    return kept.most
-
-
-class _Kept:
-    """Bytes of the storages that graphs hold at present, each counted once, and the most so far."""
-
-    def __init__(self) -> None:
-        self.holders: dict[int, int] = {}
-        self.now = self.most = 0
-
-    def add(self, tensor: Tensor) -> None:
-        key = _storage(tensor)
-        if not self.holders.get(key):
-            self.now += tensor.untyped_storage().nbytes()
-            self.most = max(self.most, self.now)
-        self.holders[key] = self.holders.get(key, 0) + 1
-
-    def remove(self, tensor: Tensor) -> None:
-        key = _storage(tensor)
-        self.holders[key] -= 1
-        if not self.holders[key]:
-            self.now -= tensor.untyped_storage().nbytes()
-
-
-class _Holder:
-    """A saved tensor; gone as soon as its graph is."""
-
-    def __init__(self, tensor: Tensor, kept: _Kept):
-        self.tensor, self.kept = tensor, kept
-        kept.add(tensor)
-
-    def __del__(self) -> None:
-        self.kept.remove(self.tensor)
-
-
 def probe(run: Run, seconds: float) -> tuple[float, int]:
     """Train for about so long. Returns the mean time of a step, and how many were timed."""
     settings = replace(run.config.train, num_steps=ENDLESS)
@@ -317,7 +280,8 @@ def render(found: Plan) -> Group:
         sizes = (n.weights, n.gradients, n.optimizer_state, n.memory)
         memory.add_row(n.role, f"{n.parameters:,}", *map(format_bytes, sizes))
     outlined = found.device == "none"
-    sizes = {"activations": found.activations, **({} if outlined else {"data": found.data})}
+    sizes = {"activations": found.activations}
+    sizes |= {} if outlined else {"workspace": found.workspace, "data": found.data}
     for name, size in sizes.items():
         memory.add_row(name, "", "", "", "", format_bytes(size))
     memory.add_section()
@@ -328,8 +292,10 @@ def render(found: Plan) -> Group:
         time.add_row(name, value)
     return Group(
         memory,
-        f"Activations at batch size {found.batch_size}, all on one device; they grow in proportion to it.",
-        "PyTorch itself and its workspace come on top.",
+        f"At the peak of a step of batch size {found.batch_size}, all on one device. Activations grow in "
+        "proportion to it, and so does most of the workspace.",
+        "PyTorch itself, its kernels' own workspace and looks at the samples come on top."
+        + (" So does the workspace of the step, which only a run here could show." if outlined else ""),
         "",
         time,
     )
@@ -344,21 +310,26 @@ def format_bytes(size: int) -> str:
     return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.3g} {unit}"
 
 
-def _build(config: RunConfig, teacher: Model | None, data: Split | None) -> tuple[Run, dict[str, nn.Module]]:
-    """The run, without a folder, and all networks that it holds, by role."""
+def _build(
+    config: RunConfig, teacher: Model | None, data: Split | None
+) -> tuple[Run, list[Tensor], dict[str, nn.Module]]:
+    """The run, without a folder; all pictures and labels in memory; all networks that it holds, by role."""
     if data is None:
         from momatch.data.sources import load_data
 
         data = load_data(config.data, config.image_size)
-    if not isinstance(config, DistillConfig):
-        run = teacher_training(data, config, None)
-        return run, dict(run.method.trainable)
-    if teacher is None:
-        from momatch.teachers.own import load_teacher
+    if isinstance(config, DistillConfig):
+        if teacher is None:
+            from momatch.teachers.own import load_teacher
 
-        teacher = load_teacher(config.teacher)
-    run = distillation(teacher, data, config, None)
-    return run, {"teacher": teacher.denoiser, **run.method.trainable}
+            teacher = load_teacher(config.teacher)
+        run = distillation(teacher, data, config, None)
+        networks = {"teacher": teacher.denoiser, **run.method.trainable}
+    else:
+        run = teacher_training(data, config, None)
+        networks = dict(run.method.trainable)
+    sets = (data.train, data.heldout, run.data, run.reference)
+    return run, [tensor for part in sets for tensor in (part.images, part.labels)], networks
 
 
 def _look_units(config: RunConfig) -> float:
@@ -391,7 +362,3 @@ def _time_rows(found: Plan) -> list[tuple[str, str]]:
         ("looks at samples", format_seconds(found.look_seconds)),
         ("in all", f"{format_seconds(found.seconds)}, the final evaluation aside"),
     ]
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
