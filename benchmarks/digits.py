@@ -4,6 +4,7 @@
     python benchmarks/digits.py student --recipe digits-8 --seeds 0 1 2 [--label joint --set update=joint]
     python benchmarks/digits.py track --recipe digits-instant-8 --seeds 0 --out instant-loss
     python benchmarks/digits.py summarise
+    python benchmarks/digits.py merge --only student joint instant --from FILE.json … --out digits-methods
     python benchmarks/digits.py figure
 
 Every line of the study is 20,000 generated pictures, labels in equal numbers, against the same 599 held-out
@@ -188,6 +189,22 @@ def summarise(arguments: argparse.Namespace) -> None:
     print(f"\n{table(report)}\n\n{difference_table(report)}\n\nwritten to {out}")
 
 
+def merge(arguments: argparse.Namespace) -> None:
+    """One file of the lines that several results hold, those of the given kinds; prints their table."""
+    reports = [json.loads(Path(path).read_text()) for path in arguments.files]
+    found = {}
+    for report in reports:
+        for row in report["rows"]:
+            if row["name"].rsplit("-", 1)[0] in arguments.only:
+                found.setdefault((row["name"], row["seed"]), {}).update(row)
+    rows = [found[key] for key in sorted(found, key=lambda key: (order(key[0]), key[1]))]
+    kept = {key: reports[0][key] for key in ("hardware", "num_samples", "reference", "features")}
+    merged = {"date": date.today().isoformat(), "from": [Path(f).name for f in arguments.files], **kept}
+    out = RESULTS / f"{date.today().isoformat()}-{arguments.out}.json"
+    out.write_text(json.dumps({**merged, "rows": rows}, indent=1) + "\n")
+    print(f"{methods_table({'rows': rows})}\n\nwritten to {out}")
+
+
 def figure(arguments: argparse.Namespace) -> None:
     """docs/images/digits.png: held-out digits, teacher, students; the same noise down each column."""
     from matplotlib.figure import Figure
@@ -287,6 +304,26 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, f"| real training pictures (floor) | | {floors} |"])
 
 
+def methods_table(report: dict[str, Any]) -> str:
+    """As `table`, with what training took: mean CPU seconds, where they were noted."""
+    columns = {
+        "FD": ("fd", 2),
+        "FD, training": ("fd_train", 2),
+        "FD, pixels": ("fd_pixels", 2),
+        "precision": ("precision", 2),
+        "recall": ("recall", 2),
+        "class accuracy": ("accuracy", 3),
+    }
+    lines = ["| | seeds | " + " | ".join(columns) + " | CPU min |", "|---" * (len(columns) + 3) + "|"]
+    for name in sorted({row["name"] for row in report["rows"]}, key=order):
+        chosen = [row for row in report["rows"] if row["name"] == name]
+        cells = [show([row[key] for row in chosen], digits) for key, digits in columns.values()]
+        timed = [row["train_cpu_seconds"] / 60 for row in chosen if "train_cpu_seconds" in row]
+        cells.append(f"{sum(timed) / len(timed):.1f}" if timed else "–")
+        lines.append(f"| {title(name)} | {len(chosen)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def difference_table(report: dict[str, Any]) -> str:
     """Students less the line compared with, per seed."""
     lines = [
@@ -344,6 +381,7 @@ def main() -> None:
         ("student", student),
         ("track", track),
         ("summarise", summarise),
+        ("merge", merge),
         ("figure", figure),
     ):
         command = commands.add_parser(name)
@@ -356,7 +394,8 @@ def main() -> None:
         command.add_argument(
             "--set", nargs="*", default=[], help="overrides such as optim.learning_rate=1e-3"
         )
-        command.add_argument("--only", nargs="*", help="lines to summarise")
+        command.add_argument("--only", nargs="*", help="lines to summarise, or kinds of lines to merge")
+        command.add_argument("--from", dest="files", nargs="*", default=[], help="results to merge")
         command.add_argument("--against", default="teacher-256", help="line to compare with")
         command.add_argument("--out", default="digits", help="name of the result file")
     arguments = parser.parse_args()
