@@ -11,13 +11,13 @@ from tyro.conf import Positional
 
 from momatch import validation
 from momatch.arguments import integers, label_cond, numbers, parse
-from momatch.assembly import check_fit
 from momatch.assessment import Candidate, assess
 from momatch.config import GuidanceConfig
 from momatch.data.images import Split
 from momatch.data.sources import load_data
 from momatch.errors import UsageError
 from momatch.evaluation.sweep import Row
+from momatch.fit import check_fit
 from momatch.model import Model
 from momatch.teachers.own import load_any, load_teacher
 

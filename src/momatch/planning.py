@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from momatch.assembly import distillation, teacher_training
 from momatch.config import DistillConfig, RunConfig, TeacherConfig
 from momatch.data.images import Split
+from momatch.data.rows import held_bytes
 from momatch.methods.base import Method
 from momatch.model import Model
 from momatch.monitoring import TEACHER_LOOK_STEPS
@@ -68,7 +69,7 @@ class Plan:
     Attributes:
         networks: one entry each.
         activations: what autograd keeps for the backward pass, in the costlier kind of step.
-        data: the training pictures, which are held in memory.
+        data: the training pictures and conditions, as held in memory; shards are mapped, and not counted.
         device: where the probe ran; "none" if nothing ran.
         threads: CPU threads that it used.
         batch_size: pictures a step.
@@ -128,13 +129,13 @@ def plan(
     costs = [network_cost(role, network, role in run.method.trainable) for role, network in networks.items()]
     activations = max(activation_bytes(run.method, run.batches, step, networks) for step in (0, 1))
     seconds_per_step, probe_steps = probe(run, probe_seconds)
-    images = run.data.images
+    tables = [run.data.images, *run.data.conditions.values()]
     units = forward_units(config)
     return Plan(
         networks=_with_direction(config, costs),
         activations=activations,
-        data=images.untyped_storage().nbytes(),
-        device=str(images.device),
+        data=sum(map(held_bytes, tables)),
+        device=str(run.data.images.device),
         threads=torch.get_num_threads(),
         batch_size=config.train.batch_size,
         num_steps=config.train.num_steps,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from momatch.data.digits import load_digits
 from momatch.data.images import ImageSet, Split, random_split, stratified_split
+from momatch.data.rows import Pixels
 from momatch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def load_data(source: str, image_size: int = 0) -> Split:
     return split
 
 
-def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
+def _read_npz(path: Path) -> tuple[Pixels, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images = arrays["images"]
@@ -86,10 +87,10 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
         raise DataError(
             f"'labels' in {path} is {labels.dtype} {labels.shape}; give one integer for each picture"
         )
-    return _to_tensor(images), torch.from_numpy(labels.astype(np.int64))
+    return _to_rows(images), torch.from_numpy(labels.astype(np.int64))
 
 
-def _read_folder(path: Path, image_size: int) -> tuple[Tensor, Tensor]:
+def _read_folder(path: Path, image_size: int) -> tuple[Pixels, Tensor]:
     from PIL import Image as pil
     from PIL import UnidentifiedImageError
 
@@ -112,7 +113,7 @@ def _read_folder(path: Path, image_size: int) -> tuple[Tensor, Tensor]:
                 "convert all pictures to one size, and all to grey or all to RGB"
             )
     labels = torch.tensor([classes.index(file.parent) for file in files])
-    return _to_tensor(np.stack(arrays)), labels
+    return _to_rows(np.stack(arrays)), labels
 
 
 def _reduced(image: Image, size: int) -> Image:
@@ -145,7 +146,7 @@ def _pixels(image: Image, file: Path) -> np.ndarray:
     return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
 
 
-def _to_tensor(images: np.ndarray) -> Tensor:
-    """uint8 (N, H, W[, C]) → float32 (N, C, H, W) in [−1, 1]."""
-    tensor = torch.from_numpy(images).float() / 127.5 - 1
-    return tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2).contiguous()
+def _to_rows(images: np.ndarray) -> Pixels:
+    """uint8 (N, H, W[, C]) → rows (N, C, H, W)."""
+    levels = torch.from_numpy(images)
+    return Pixels(levels[:, None] if levels.ndim == 3 else levels.permute(0, 3, 1, 2).contiguous())
