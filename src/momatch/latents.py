@@ -12,9 +12,9 @@ from torch import Tensor
 
 from momatch.errors import UsageError
 from momatch.model import Model
+from momatch.pipelines import AUTOENCODERS, first_line, import_diffusers
 
 Decoder = Callable[[Tensor], Tensor]
-COMPONENTS = ("vae", "vqvae")  # diffusers' names for it
 DECODED_AT_A_TIME = 8
 
 
@@ -77,7 +77,9 @@ def load_autoencoder(pipeline: str | Path) -> Autoencoder | None:
     Raises:
         UsageError: if there is one that cannot be read, or diffusers is not installed.
     """
-    folder = next((Path(pipeline, c) for c in COMPONENTS if Path(pipeline, c, "config.json").is_file()), None)
+    folder = next(
+        (Path(pipeline, c) for c in AUTOENCODERS if Path(pipeline, c, "config.json").is_file()), None
+    )
     if folder is None:
         return None if Path(pipeline).exists() else _from_cache(str(pipeline))
     diffusers = import_diffusers()
@@ -85,22 +87,7 @@ def load_autoencoder(pipeline: str | Path) -> Autoencoder | None:
         kind = getattr(diffusers, json.loads((folder / "config.json").read_text())["_class_name"])
         return Autoencoder(kind.from_pretrained(folder))
     except (OSError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-        raise UsageError(f"cannot read the autoencoder in {folder} ({_first_line(error)})") from None
-
-
-def import_diffusers() -> Any:
-    """The library.
-
-    Raises:
-        UsageError: if it is not installed.
-    """
-    try:
-        import diffusers
-    except ImportError:
-        raise UsageError(
-            "this needs diffusers, which is not installed; pip install 'momatch[diffusers]'"
-        ) from None
-    return diffusers
+        raise UsageError(f"cannot read the autoencoder in {folder} ({first_line(error)})") from None
 
 
 def decoder_of(model: Model) -> Decoder | None:
@@ -122,7 +109,7 @@ def to_pictures(samples: Tensor, decoder: Decoder | None) -> Tensor:
 
 def _from_cache(name: str) -> Autoencoder | None:
     diffusers = import_diffusers()
-    for component in COMPONENTS:
+    for component in AUTOENCODERS:
         try:
             config = diffusers.AutoencoderKL.load_config(name, subfolder=component, local_files_only=True)
             kind = getattr(diffusers, config["_class_name"])
@@ -130,7 +117,3 @@ def _from_cache(name: str) -> Autoencoder | None:
         except (OSError, ValueError, LookupError, AttributeError):
             continue
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from momatch.data.captions import take_captions
 from momatch.data.rows import Rows, take
 from momatch.files import fingerprint
 
@@ -70,7 +71,7 @@ class ImageSet:
             images=take(self.images, indices),
             labels=self.labels[indices],
             conditions={key: take(rows, indices) for key, rows in self.conditions.items()},
-            captions=None if self.captions is None else [self.captions[i] for i in indices.tolist()],
+            captions=take_captions(self.captions, indices),
             name=name,
         )
 
