@@ -95,11 +95,11 @@ def _factor(config: dict[str, Any]) -> int:
 
 
 def _image_size(pipeline: str, wanted: int, factor: int, denoiser: dict[str, Any]) -> int:
-    own = denoiser.get("sample_size")
-    own = own[0] if isinstance(own, list) else own
+    own = denoiser.get("sample_size") or 0
+    own = int(own[0] if isinstance(own, list) else own)
     if not wanted and not own:
         raise UsageError(f"{Path(pipeline).name} does not say how large its pictures are; give --image-size")
-    size = wanted or int(own) * factor
+    size = wanted or own * factor
     if size % factor:
         raise UsageError(
             f"image_size is {size}, but the autoencoder of {pipeline} makes one latent of {factor}×{factor} "

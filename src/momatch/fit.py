@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor
 
 from momatch.config import ConfigError
 from momatch.data.images import ImageSet
 from momatch.model import Model
+from momatch.pipelines import encoders_fingerprint
 
 REMEDY = "choose a teacher (--teacher) and data (--data) that fit each other"
 PREPARE = (
@@ -38,6 +40,7 @@ def check_fit(model: Model, images: ImageSet) -> None:
         )
     for name, wanted in model.cond_shapes.items():
         _check_condition(images, name, wanted)
+    _check_encoders(model, images)
 
 
 def _check_condition(images: ImageSet, name: str, wanted: tuple[int, ...]) -> None:
@@ -53,6 +56,19 @@ def _check_condition(images: ImageSet, name: str, wanted: tuple[int, ...]) -> No
         raise ConfigError(
             f"the data ({images.name}) have {name} of {'×'.join(map(str, found))} numbers a sample, the "
             f"model takes {shape}; prepare them with the text encoders of the model's own pipeline"
+        )
+
+
+def _check_encoders(model: Model, images: ImageSet) -> None:
+    """Latents and embeddings mean something only to a network that grew up with the same encoders."""
+    made_by, pipeline = images.origin.get("encoders"), model.info.get("pipeline")
+    if not made_by or not pipeline or not Path(pipeline).is_dir():
+        return
+    if encoders_fingerprint(pipeline) != made_by:
+        raise ConfigError(
+            f"the data ({images.name}) were prepared with the encoders of "
+            f"{images.origin.get('pipeline')}, the model comes from {pipeline}, whose encoders differ; "
+            f"run momatch prepare with --teacher {pipeline}"
         )
 
 

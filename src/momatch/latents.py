@@ -99,7 +99,7 @@ def decoder_of(model: Model) -> Decoder | None:
     return autoencoder.decode if autoencoder else None
 
 
-def to_pictures(samples: Tensor, decoder: Decoder | None) -> Tensor:
+def to_pictures(samples: Tensor, decoder: Decoder | None = None) -> Tensor:
     """Samples as pictures (B, 1 or 3, H, W): decoded, as they are, or the first channels of latents."""
     if decoder is not None:
         return decoder(samples)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from momatch.errors import UsageError
@@ -96,14 +99,37 @@ def load_encoders(pipeline: str | Path, device: str = "cpu") -> Any:
     found, diffusers = components(pipeline), import_diffusers()
     left_out: dict[str, Any] = {name: None for name in (*DENOISERS, *UNUSED) if name in found}
     try:
-        loaded = diffusers.DiffusionPipeline.from_pretrained(str(pipeline), **left_out)
+        with quiet():
+            loaded = diffusers.DiffusionPipeline.from_pretrained(str(pipeline), **left_out)
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError, ImportError) as error:
         raise UsageError(f"cannot load the encoders of {pipeline} ({first_line(error)})") from None
+    if found["_class_name"] == "StableDiffusion3Pipeline":  # without its T5 it asks how wide embeddings are
+        loaded.transformer = SimpleNamespace(config=SimpleNamespace(**denoiser_config(pipeline)))
     for name in (*AUTOENCODERS, *TEXT_ENCODERS):
         part = getattr(loaded, name, None)
         if part is not None:
             part.to(device).eval().requires_grad_(False)
     return loaded
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars and warnings of diffusers and transformers, which go to the terminal."""
+    import diffusers
+    import transformers
+
+    logs = [diffusers.utils.logging, transformers.utils.logging]
+    before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, (verbosity, bars) in zip(logs, before, strict=True):
+            log.set_verbosity(verbosity)
+            if bars:
+                log.enable_progress_bar()
 
 
 def first_line(error: Exception) -> str:

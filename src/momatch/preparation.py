@@ -1,6 +1,6 @@
 """Running a pipeline's encoders once over pictures and captions, and keeping what they say in shards.
 
-    for done in prepare(config, "latents"):     # goes on at the first shard that is missing
+    for done in prepare("pictures", config, "latents"):     # goes on at the first shard that is missing
         ...
     data = momatch.load_data("latents")
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -39,8 +39,6 @@ class PrepareConfig:
     """What to prepare, and how.
 
     Attributes:
-        source: a folder of pictures (with metadata.jsonl for captions), an .npz, a .tar or a folder of them,
-            or hf:ORG/NAME[:SPLIT].
         teacher: folder of the diffusers pipeline whose encoders are used.
         image_size: side of the pictures, cut to their central square; 0 takes the pipeline's own.
         batch_size: pictures encoded at a time.
@@ -54,7 +52,6 @@ class PrepareConfig:
         seed: of the draws.
     """
 
-    source: str
     teacher: str
     image_size: int = 0
     batch_size: int = 16
@@ -84,8 +81,14 @@ class Done:
     seconds: float
 
 
-def prepare(config: PrepareConfig, out: str | Path) -> Iterator[Done]:
+def prepare(source: str, config: PrepareConfig, out: str | Path) -> Generator[Done, None, None]:
     """Encode all samples of a source into a folder; shards that are there already stay.
+
+    Args:
+        source: a folder of pictures (with metadata.jsonl for captions), an .npz, a .tar or a folder of them,
+            or hf:ORG/NAME[:SPLIT].
+        config: how.
+        out: the folder.
 
     Yields:
         A `Done` after every batch. Leaving early loses the shard under way, nothing else.
@@ -94,14 +97,14 @@ def prepare(config: PrepareConfig, out: str | Path) -> Iterator[Done]:
         UsageError: if source, pipeline or folder cannot be used; shards written so far stay.
         OSError: if the disk is full.
     """
-    _check(config)
-    source = open_collection(config.source, Fields(config.caption_field, config.label_field))
+    _check(source, config)
+    pictures = open_collection(source, Fields(config.caption_field, config.label_field))
     encoders = Encoders(config.teacher, config.image_size, config.posterior, config.seed)
-    with_captions = _with_captions(source, encoders, config)
-    settings = _settings(config, source, encoders, with_captions)
+    with_captions = _with_captions(source, pictures, encoders, config)
+    settings = _settings(source, config, pictures, encoders, with_captions)
     folder = Path(out)
     with _claimed(folder, settings):
-        work = _Work(folder, source, encoders, config, settings, with_captions)
+        work = _Work(folder, pictures, encoders, config, settings, with_captions)
         yield from work.run()
         work.finish()
 
@@ -225,34 +228,34 @@ class _Work:
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=marks))
 
 
-def _check(config: PrepareConfig) -> None:
+def _check(source: str, config: PrepareConfig) -> None:
     for name in ("batch_size", "shard_size"):
         if getattr(config, name) < 1:
             raise UsageError(f"{name} is {getattr(config, name)}; it must be at least 1")
     if config.image_size < 0:
         raise UsageError(f"image_size is {config.image_size}; give the side in pixels, or leave it out")
-    if config.source == "digits" or prepared.is_prepared(Path(config.source)):
-        raise UsageError(f"{config.source!r} needs no preparation; use it as data as it is")
+    if source == "digits" or prepared.is_prepared(Path(source)):
+        raise UsageError(f"{source!r} needs no preparation; use it as data as it is")
 
 
-def _with_captions(source: Collection, encoders: Encoders, config: PrepareConfig) -> bool:
+def _with_captions(source: str, pictures: Collection, encoders: Encoders, config: PrepareConfig) -> bool:
     if config.captions == "ignore":
         return False
-    if source.has_captions and not encoders.has_text:
+    if pictures.has_captions and not encoders.has_text:
         raise UsageError(
-            f"{config.source} has captions, but the pipeline {config.teacher} has no text encoder; use "
+            f"{source} has captions, but the pipeline {config.teacher} has no text encoder; use "
             "--captions ignore, or another pipeline"
         )
-    if encoders.has_text and not source.has_captions:
+    if encoders.has_text and not pictures.has_captions:
         raise UsageError(
-            f"the pipeline {config.teacher} is asked by prompts, but {config.source} has no captions: "
-            f"{source.caption_help}"
+            f"the pipeline {config.teacher} is asked by prompts, but {source} has no captions: "
+            f"{pictures.caption_help}"
         )
-    return source.has_captions
+    return pictures.has_captions
 
 
 def _settings(
-    config: PrepareConfig, source: Collection, encoders: Encoders, with_captions: bool
+    source: str, config: PrepareConfig, pictures: Collection, encoders: Encoders, with_captions: bool
 ) -> dict[str, Any]:
     """All that the contents of the shards depend on."""
     fields = asdict(config)
@@ -260,13 +263,14 @@ def _settings(
         del fields[name]
     return {
         **fields,
+        "source": source,
         "pipeline": str(Path(config.teacher).resolve()),
         "image_size": encoders.image_size,
         "captions": with_captions,
         "encoders": encoders.fingerprint,
         "channels": encoders.channels,
-        "samples": len(source),
-        "source_files": source.identity(),
+        "samples": len(pictures),
+        "source_files": pictures.identity(),
     }
 
 
@@ -308,8 +312,8 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         ]
         if changed and any(folder.glob("shard-*")):
             raise UsageError(
-                f"{folder} was prepared from other data or settings ({'; '.join(changed[:3])}); choose another "
-                "--out, or delete that folder"
+                f"{folder} was prepared from other data or settings ({'; '.join(changed[:3])}); choose "
+                "another --out, or delete that folder"
             )
     elif any(file.name != ".lock" for file in folder.iterdir()):
         raise UsageError(f"{folder} is not empty and holds no prepared data; choose another --out")

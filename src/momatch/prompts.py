@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from momatch.errors import UsageError
+from momatch.pipelines import quiet
 
 Prompted = dict[str, Tensor]
 
@@ -31,7 +32,8 @@ def encode_prompts(pipeline: Any, prompts: Sequence[str], image_size: int = 0) -
     Raises:
         UsageError: if this kind of pipeline is not known here.
     """
-    return _family(pipeline)(pipeline, list(prompts), False, image_size)
+    with quiet():  # or every caption that is too long becomes a warning
+        return _family(pipeline)(pipeline, list(prompts), False, image_size)
 
 
 def null_condition(pipeline: Any, image_size: int = 0) -> Prompted:

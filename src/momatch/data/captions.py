@@ -74,4 +74,4 @@ def take_captions(captions: Sequence[str] | None, index: Tensor) -> Sequence[str
         return None
     if isinstance(captions, Captions):
         return captions.subset(index)
-    return [captions[i] for i in index.tolist()]
+    return [captions[int(i)] for i in index]

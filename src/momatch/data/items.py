@@ -243,7 +243,8 @@ def _records(file: Path) -> list[tuple[Path, str, dict[str, Any]]]:
 
 
 def _fields_help(record: Mapping[str, Any]) -> str:
-    return f"{', '.join(record) or 'no fields'}, none of {', '.join(CAPTION_FIELDS)}; name one by --caption-field"
+    have = ", ".join(record) or "no fields"
+    return f"{have}, none of {', '.join(CAPTION_FIELDS)}; name one by --caption-field"
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:

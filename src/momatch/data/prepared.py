@@ -80,11 +80,15 @@ def _from_index(path: Path, index: Mapping[str, Any]) -> ImageSet:
         int(index["num_classes"]),
         path.resolve().name,
         conditions=tables,
-        null_condition=read_tensors(path / NULL_CONDITION) if tables else {},
+        null_condition=_null_condition(path / NULL_CONDITION) if tables else {},
         captions=None if captions is None else Captions(captions, counts),
         space=space,
         origin=index["settings"],
     )
+
+
+def _null_condition(path: Path) -> dict[str, Tensor]:
+    return {k: v.float() if v.is_floating_point() else v.clone() for k, v in read_tensors(path).items()}
 
 
 def _labels(file: Path, count: int) -> Tensor:
