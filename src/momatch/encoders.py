@@ -37,8 +37,8 @@ class Encoders:
     def __init__(self, pipeline: str, image_size: int = 0, posterior: str = "sample", seed: int = 0):
         found = pipelines.components(pipeline)
         self.pipeline, self.posterior, self.seed = pipeline, posterior, seed
-        self.has_text = any(name in found for name in pipelines.TEXT_ENCODERS)
-        self.autoencoder_name = next((name for name in pipelines.AUTOENCODERS if name in found), None)
+        self.has_text = any(found.get(name) for name in pipelines.TEXT_ENCODERS)
+        self.autoencoder_name = next((name for name in pipelines.AUTOENCODERS if found.get(name)), None)
         part = self.autoencoder_name
         config = pipelines.component_config(pipeline, part) if part else {}
         denoiser = pipelines.denoiser_config(pipeline)

@@ -35,8 +35,10 @@ def import_diffusers() -> Any:
     return diffusers
 
 
-def components(pipeline: str | Path) -> dict[str, str]:
-    """The parts that a pipeline has, by name, with the class of each; and its own class as "_class_name".
+def components(pipeline: str | Path) -> dict[str, str | None]:
+    """The parts of a pipeline by name, with the class of each, None where the part was left out.
+
+    Its own class is under "_class_name".
 
     Raises:
         UsageError: if the folder holds no pipeline.
@@ -44,7 +46,7 @@ def components(pipeline: str | Path) -> dict[str, str]:
     path = Path(pipeline, MODEL_INDEX)
     try:
         index = json.loads(path.read_text())
-        parts = {k: v[1] for k, v in index.items() if isinstance(v, list) and v[1] is not None}
+        parts = {k: v[1] for k, v in index.items() if isinstance(v, list) and len(v) == 2}
         return {"_class_name": str(index["_class_name"]), **parts}
     except FileNotFoundError:
         raise UsageError(
@@ -97,7 +99,9 @@ def load_encoders(pipeline: str | Path, device: str = "cpu") -> Any:
         UsageError: if it cannot be loaded.
     """
     found, diffusers = components(pipeline), import_diffusers()
-    left_out: dict[str, Any] = {name: None for name in (*DENOISERS, *UNUSED) if name in found}
+    left_out: dict[str, Any] = {
+        name: None for name, kind in found.items() if kind is None or name in (*DENOISERS, *UNUSED)
+    }
     try:
         with quiet():
             loaded = diffusers.DiffusionPipeline.from_pretrained(str(pipeline), **left_out)

@@ -31,6 +31,7 @@ from momatch.errors import UsageError
 from momatch.files import fingerprint, write_atomically
 
 READERS = 4  # threads that decode pictures while the encoders work
+MARK = "settings and contents"  # in the header of a shard: fingerprints of both
 PATHS = ("source", "pipeline")  # settings that may change: the folders were moved
 
 
@@ -219,12 +220,13 @@ class _Work:
         try:
             file = prepared.opened(path)
             whole = file.get_slice(prepared.LABELS).get_shape() == [rows]
-            return whole and (file.metadata() or {}).get("settings") == self.mark
+            return whole and (file.metadata() or {}).get(MARK, "").split(" ")[0] == self.mark
         except UsageError:  # damaged: it is made again
             return False
 
     def _write(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        marks = {"settings": self.mark, "fingerprint": fingerprint(tensors)}
+        # One entry: safetensors writes several in any order, and the same shard must be the same bytes.
+        marks = {MARK: f"{self.mark} {fingerprint(tensors)}"}
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=marks))
 
 

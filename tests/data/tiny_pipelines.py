@@ -157,9 +157,18 @@ def pixart(folder: Path) -> Path:
             text_encoder=t5_text(),
             vae=vae(),
             transformer=PixArtTransformer2DModel(
-                sample_size=8, num_layers=1, patch_size=2, attention_head_dim=4, num_attention_heads=2,
-                caption_channels=16, in_channels=4, cross_attention_dim=8, out_channels=8,
-                norm_num_groups=2, norm_type="ada_norm_single", norm_elementwise_affine=False,
+                sample_size=8,
+                num_layers=1,
+                patch_size=2,
+                attention_head_dim=4,
+                num_attention_heads=2,
+                caption_channels=16,
+                in_channels=4,
+                cross_attention_dim=8,
+                out_channels=8,
+                norm_num_groups=2,
+                norm_type="ada_norm_single",
+                norm_elementwise_affine=False,
             ),
             scheduler=DDIMScheduler(),
         ).save_pretrained(folder)
@@ -181,9 +190,16 @@ def stable_diffusion_3(folder: Path, t5: bool = True) -> Path:
             text_encoder_3=t5_text(40) if t5 else None,
             vae=vae(shift_factor=0.2, scaling_factor=1.5),
             transformer=SD3Transformer2DModel(
-                sample_size=8, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=4,
-                num_attention_heads=2, joint_attention_dim=40, caption_projection_dim=8,
-                pooled_projection_dim=24, out_channels=4,
+                sample_size=8,
+                patch_size=1,
+                in_channels=4,
+                num_layers=1,
+                attention_head_dim=4,
+                num_attention_heads=2,
+                joint_attention_dim=40,
+                caption_projection_dim=8,
+                pooled_projection_dim=24,
+                out_channels=4,
             ),
             scheduler=FlowMatchEulerDiscreteScheduler(),
         ).save_pretrained(folder)
@@ -203,8 +219,14 @@ def flux(folder: Path) -> Path:
             text_encoder_2=t5_text(),
             vae=vae(shift_factor=0.1, scaling_factor=0.4),
             transformer=FluxTransformer2DModel(
-                patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
-                num_attention_heads=2, joint_attention_dim=16, pooled_projection_dim=16,
+                patch_size=1,
+                in_channels=16,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=16,
+                pooled_projection_dim=16,
                 axes_dims_rope=[4, 4, 8],
             ),
             scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -219,8 +241,14 @@ def pixels(folder: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         unet = UNet2DModel(
-            sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 8), layers_per_block=1,
-            norm_num_groups=4, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+            sample_size=8,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
         )
         DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
     return folder

@@ -199,7 +199,8 @@ def to_labels(values: list[Any] | None, name: str) -> list[int] | None:
     if values is None or all(type(value) is int for value in values):
         return values
     if not all(isinstance(value, str) for value in values):
-        odd = next(value for value in values if not isinstance(value, (str, int)) or isinstance(value, bool))
+        first = values[0]
+        odd = next((value for value in values if type(value) is not type(first)), first)
         raise DataError(f"{name} has the label {odd!r}; labels are whole numbers from 0, or all texts")
     order = {value: i for i, value in enumerate(sorted(set(values)))}
     return [order[value] for value in values]
