@@ -45,7 +45,7 @@ def test_folder_and_npz_of_the_same_pictures_agree(tmp_path):
         return sorted((int(y), *x.flatten().tolist()) for x, y in zip(images, labels, strict=True))
 
     def everything(split):
-        images = torch.cat([split.train.images, split.heldout.images])
+        images = torch.cat([split.train.images[:], split.heldout.images[:]])
         return multiset(images, torch.cat([split.train.labels, split.heldout.labels]))
 
     assert everything(folder) == everything(npz)

@@ -14,7 +14,7 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 
-from momatch import config_files, planning, schedules, validation
+from momatch import config_files, memory, planning, schedules, validation
 from momatch.assembly import distillation, teacher_training
 from momatch.config import (
     ConfigError,
@@ -302,7 +302,7 @@ def test_an_instant_step_holds_one_graph_at_a_time(data):
         run = distillation(teacher, data, config)
         networks = {"teacher": teacher.denoiser, **run.method.trainable}
         peaks[method] = max(
-            planning.activation_bytes(run.method, run.batches, step, networks) for step in steps
+            memory.activation_bytes(run.method, run.batches, step, networks) for step in steps
         )
     assert peaks["instant"] == pytest.approx(peaks["alternating"], rel=0.1)
 

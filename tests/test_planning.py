@@ -63,7 +63,7 @@ def test_memory_of_weights_has_its_closed_form(teacher, data):
     assert (by_role["teacher"].gradients, by_role["teacher"].optimizer_state) == (0, 0)
     for role in ("student", "auxiliary"):
         assert (by_role[role].gradients, by_role[role].optimizer_state) == (4 * parameters, 8 * parameters)
-    assert found.data == 40 * (8 * 8 * 4 + 8)  # pictures, and int64 labels
+    assert found.data == 40 * 8 * 8 * 4
     rest = found.activations + found.workspace + found.data
     assert found.memory == 4 * parameters * (1 + 4 + 4) + rest
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from momatch import validation
+from momatch import fit, validation
 from momatch.config import AdapterConfig, ConfigError, DistillConfig, RunConfig, TeacherConfig, to_json
 from momatch.data.images import ImageSet, Split, stratified_split
 from momatch.denoiser import Denoiser
@@ -44,12 +44,10 @@ def distillation(
         ConfigError: if a value is impossible, or teacher and data do not fit each other.
     """
     validation.check(config)
-    check_fit(teacher, data.train)
-    if config.guidance.scale and not teacher.denoiser.null_values:
-        raise ConfigError(
-            f"guidance.scale is {config.guidance.scale}, but this teacher has no null condition to guide "
-            "away from; use guidance.scale 0, or a teacher trained with cond_dropout"
-        )
+    fit.check_fit(teacher, data.train)
+    teacher = fit.with_null_condition(teacher, data.train)
+    if config.guidance.scale:
+        fit.check_null_condition(teacher, data.train, config.guidance.scale)
     path = _path(directory)
     inputs = {"teacher": teacher.fingerprint(), "data": data.train.fingerprint()}
     images = reference = data.train
@@ -72,6 +70,7 @@ def distillation(
         "data": config.data,
         "config": to_json(config),
         "inputs": inputs,
+        **({"pipeline": teacher.info["pipeline"]} if "pipeline" in teacher.info else {}),
     }
     model = Student(
         student,
@@ -83,7 +82,7 @@ def distillation(
         info,
         cond_shapes=teacher.cond_shapes,
     )
-    batches = _batches(images, teacher.num_classes, config)
+    batches = _batches(images, teacher, config)
     return Run(config, method, batches, model, images, path, reference, Best(path), inputs)
 
 
@@ -164,7 +163,7 @@ def _method(
     # The guided denoiser names the same parameters otherwise.
     name_of = {id(p): name for name, p in teacher.denoiser.unwrapped.named_parameters()}
     scale = {name: scale[name_of[id(p)]] for name, p in guided.named_parameters()}
-    probe = _batches(data, teacher.num_classes, replace(config, train=replace(config.train, batch_size=1)))(0)
+    probe = _batches(data, teacher, replace(config, train=replace(config.train, batch_size=1)))(0)
     _, product = choose_product(
         config.instant.product, guided, probe.x, schedule(torch.full((len(probe.x),), 0.5)), probe.cond
     )
@@ -188,7 +187,7 @@ def _second_moments(
     elif directory and (directory / SECOND_MOMENTS).is_file():
         moments = checkpoint.load_tensors(directory / SECOND_MOMENTS)
     else:
-        batches = _batches(data, teacher.num_classes, config)
+        batches = _batches(data, teacher, config)
         moments = estimate_second_moments(
             Denoising(teacher.denoiser.unwrapped, teacher.schedule, cond_dropout=0.0), batches, steps
         )
@@ -235,7 +234,7 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
     inputs = {"data": images.fingerprint()}
     info = {"role": "teacher", "data": config.data, "config": to_json(config), "inputs": inputs}
     model = Model(denoiser, network_config, schedule, shape, config.sampling_steps, num_classes, info)
-    batches, path = _batches(images, num_classes, config), _path(directory)
+    batches, path = _batches(images, model, config), _path(directory)
     return Run(config, method, batches, model, images, path, images, Best(None), inputs)
 
 
@@ -264,31 +263,13 @@ def distill(
     return student
 
 
-def check_fit(model: Model, images: ImageSet) -> None:
-    """Refuse pictures that a model cannot make.
-
-    Raises:
-        ConfigError: if their shapes differ, or the pictures have more classes.
-    """
-    shape = tuple(images.images.shape[1:])
-    if shape != model.sample_shape:
-        raise ConfigError(
-            f"the data ({images.name}) are pictures of shape {shape}, the model makes {model.sample_shape}; "
-            "choose a teacher (--teacher) and data (--data) that fit each other"
-        )
-    if model.num_classes and images.num_classes > model.num_classes:
-        raise ConfigError(
-            f"the data ({images.name}) have {images.num_classes} classes, the model knows "
-            f"{model.num_classes}; choose a teacher (--teacher) and data (--data) that fit each other"
-        )
-
-
 def _path(directory: str | Path | None) -> Path | None:
     return None if directory is None else Path(directory)
 
 
-def _batches(images: ImageSet, num_classes: int, config: RunConfig) -> Batches:
-    labels = images.labels if num_classes else None
+def _batches(images: ImageSet, model: Model, config: RunConfig) -> Batches:
+    labels = images.labels if model.num_classes else None
     instant = isinstance(config, DistillConfig) and config.method == "instant"  # it takes two minibatches
     size = config.train.batch_size * (2 if instant else 1)
-    return image_batches(images.images, labels, size, config.train.seed)
+    conditions = {name: images.conditions[name] for name in model.cond_shapes}
+    return image_batches(images.images, labels, size, config.train.seed, conditions)

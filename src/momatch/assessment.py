@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from momatch.data.images import Split
+from momatch.data.images import ImageSet, Split
+from momatch.evaluation.conditions import fixed_cond
 from momatch.evaluation.sweep import Row, evaluate_at
 from momatch.files import write_atomically
+from momatch.latents import decoder_of, to_pictures
 from momatch.model import Model
 from momatch.reports.plots import image_grid, save_png
 
@@ -56,7 +56,8 @@ def assess(
             row = evaluate_at(candidate.model, candidate.name, data, steps, num_samples, seed)
             if directory:
                 _keep(directory / "evaluation.json", row, data.train.name)
-                _draw(directory / "samples" / f"final-{row.name}-{steps}.png", candidate.model, steps, seed)
+                path = directory / "samples" / f"final-{row.name}-{steps}.png"
+                _draw(path, candidate.model, steps, seed, data.heldout)
             yield row
 
 
@@ -85,8 +86,8 @@ def _comparable(old: Row, new: Row) -> bool:
     return circumstances(old) == circumstances(new)
 
 
-def _draw(path: Path, model: Model, steps: int, seed: int) -> None:
+def _draw(path: Path, model: Model, steps: int, seed: int, data: ImageSet) -> None:
     path.parent.mkdir(exist_ok=True)
-    labels = torch.arange(GRID_SAMPLES) % max(model.num_classes, 1)
-    images = model.sample(GRID_SAMPLES, steps, {"label": labels} if model.num_classes else None, seed)
+    samples = model.sample(GRID_SAMPLES, steps, fixed_cond(model, data, GRID_SAMPLES), seed)
+    images = to_pictures(samples, decoder_of(model))
     save_png(image_grid(images, GRID_COLUMNS), path)

@@ -15,6 +15,7 @@ COMMANDS = {
     "guidance": "what guidance gives and costs: momatch guidance RUN --scales 0,0.5,1,2 --out curve.png",
     "report": "write a run's report.html: momatch report RUN",
     "plan": "parameters, memory and time of a recipe, before anything is trained: momatch plan RECIPE",
+    "prepare": "encode pictures and captions once: momatch prepare SOURCE --out DIR --teacher PIPELINE",
     "recipes": "list the recipes",
 }
 

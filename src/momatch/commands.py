@@ -23,7 +23,9 @@ from momatch.data.sources import load_data
 from momatch.errors import UsageError
 from momatch.inspection import evaluate, guidance, measure, report, sample
 from momatch.model import Model
-from momatch.progress import Interrupted, follow
+from momatch.preparation import PrepareConfig
+from momatch.preparation import prepare as encode
+from momatch.progress import Interrupted, follow, follow_preparation
 from momatch.recipes import RECIPES, recipe
 from momatch.runs import Run
 from momatch.teachers.own import load_any, load_teacher
@@ -47,6 +49,7 @@ def run(name: str, arguments: list[str]) -> int:
             "guidance": guidance,
             "report": report,
             "plan": plan,
+            "prepare": prepare,
             "recipes": recipes,
         }[name](arguments, console)
     except Interrupted as interrupted:
@@ -154,6 +157,33 @@ def distill(arguments: list[str], console: Console) -> None:
     out = shlex.quote(str(parsed.out))
     console.print(
         f"Student: {parsed.out / 'student'}\nNext: momatch evaluate {out} && momatch report {out}",
+        soft_wrap=True,
+    )
+
+
+@dataclass(frozen=True)
+class PrepareArguments:
+    """Encode pictures and captions once, for latent and text-conditional models. Run again, it resumes.
+
+    Attributes:
+        source: a folder of pictures (with metadata.jsonl for captions), an .npz, a .tar or a folder of them,
+            or hf:ORG/NAME[:SPLIT].
+        out: the folder to write; give it as --data to distill.
+        config: source, pipeline and settings.
+    """
+
+    source: tyro.conf.Positional[str]
+    out: Path
+    config: Annotated[PrepareConfig, tyro.conf.arg(name="")]
+
+
+def prepare(arguments: list[str], console: Console) -> None:
+    """`momatch prepare SOURCE --out DIR --teacher PIPELINE`."""
+    parsed = parse(PrepareArguments, arguments, "prepare")
+    follow_preparation(encode(parsed.source, parsed.config, parsed.out), console)
+    out = shlex.quote(str(parsed.out))
+    console.print(
+        f"Data: {parsed.out}\nNext: momatch distill RECIPE --data {out}, with a teacher of that pipeline",
         soft_wrap=True,
     )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -39,10 +40,29 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+class Chunked(Protocol):
+    """What is like a tensor, but comes a chunk of rows at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all of it."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the chunks."""
+        ...
+
+    def chunks(self) -> Iterator[Tensor]:
+        """All of it, in order."""
+        ...
+
+
+def fingerprint(tensors: Mapping[str, Tensor | Chunked]) -> str:
     """16 hexadecimal digits that change if a name, shape or value does."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for part in [tensor] if isinstance(tensor, Tensor) else tensor.chunks():
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 from tyro.conf import Positional
 
 from momatch import validation
 from momatch.arguments import integers, label_cond, numbers, parse
-from momatch.assembly import check_fit
 from momatch.assessment import Candidate, assess
 from momatch.config import GuidanceConfig
 from momatch.data.images import Split
 from momatch.data.sources import load_data
+from momatch.denoiser import Cond
 from momatch.errors import UsageError
 from momatch.evaluation.sweep import Row
+from momatch.fit import check_fit
+from momatch.latents import decoder_of, to_pictures
 from momatch.model import Model
 from momatch.teachers.own import load_any, load_teacher
 
@@ -55,19 +59,15 @@ def sample(arguments: list[str], console: Console) -> None:
     steps = model.steps if parsed.steps is None else parsed.steps
     model.check_request(parsed.num, steps, None, parsed.seed)
     cond = label_cond(parsed.labels, parsed.num, model)
+    decoder = decoder_of(model)
     images = model.sample(parsed.num, steps, cond, parsed.seed, parsed.eta)
+    images = images if decoder is None else decoder(images)
     if parsed.out.suffix == ".npz":
-        import numpy as np
-
-        pixels = images.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        if cond:
-            np.savez_compressed(parsed.out, images=pixels, labels=cond["label"].numpy())
-        else:
-            np.savez_compressed(parsed.out, images=pixels)
+        save_npz(parsed.out, images, cond)
     else:
         from momatch.reports.plots import image_grid, save_png
 
-        save_png(image_grid(images, grid_columns(parsed.num)), parsed.out)
+        save_png(image_grid(to_pictures(images), grid_columns(parsed.num)), parsed.out)
     console.print(f"{parsed.num} samples in {steps} steps each: {parsed.out}", soft_wrap=True)
 
 
@@ -224,6 +224,18 @@ def measure(
             console.print(f"  measured: {row.name}, {row.steps} steps")
     console.print(evaluation_table(rows))
     return rows
+
+
+def save_npz(path: Path, samples: Tensor, cond: Cond | None) -> None:
+    """Pictures as `images` (uint8), latents that nothing decodes as `latents` (float32); and labels."""
+    import numpy as np
+
+    arrays: dict[str, Any] = {"labels": cond["label"].numpy()} if cond and "label" in cond else {}
+    if samples.shape[1] in (1, 3):
+        pixels = samples.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        np.savez_compressed(path, images=pixels, **arrays)
+    else:
+        np.savez_compressed(path, latents=samples.float().numpy(), **arrays)
 
 
 def grid_columns(num: int) -> int:

@@ -14,13 +14,17 @@ from pathlib import Path
 import torch
 
 from momatch.data.images import ImageSet
+from momatch.data.rows import Rows, sample_of
+from momatch.evaluation.conditions import fixed_cond
 from momatch.evaluation.features import FeatureExtractor, extract
 from momatch.evaluation.frechet import frechet_distance
 from momatch.evaluation.statistics import FeatureStatistics
+from momatch.latents import Decoder, to_pictures
 from momatch.model import Model
 
 GRID_COLUMNS, GRID_ROWS = 10, 6
 REMEDY = "if this lasts, lower the learning rate, or look at the teacher's own samples"
+MOST_DECODED = 2000  # latents that a look decodes, to compare with
 TEACHER_LOOK_STEPS = 16  # a teacher's own step count would cost minutes a look
 
 
@@ -55,6 +59,7 @@ class Monitor:
         num_samples: samples a look.
         directory: the run's folder, for pictures; None keeps none.
         seed: of the noise, the same at every look.
+        decoder: of a latent model: makes pictures of its samples.
     """
 
     def __init__(
@@ -65,11 +70,19 @@ class Monitor:
         num_samples: int,
         directory: Path | None,
         seed: int = 0,
+        decoder: Decoder | None = None,
     ):
         self.model, self.data, self.extractor = model, data, extractor
         self.num_samples, self.directory, self.seed = num_samples, directory, seed
-        self.reference = FeatureStatistics.from_features(extract(extractor, data.images))
-        self.data_mean, self.data_std = float(data.images.mean()), float(data.images.std())
+        self.decoder, self.reference_name = decoder, data.name
+        images = data.images
+        if isinstance(images, Rows):
+            images = sample_of(images, max_rows=MOST_DECODED if decoder else None)
+            if len(images) < len(data):
+                self.reference_name = f"{data.name}, {len(images)} of {len(data)}"
+        self.reference = FeatureStatistics.from_features(extract(extractor, images))
+        self.data_mean, self.data_std = float(images.mean()), float(images.std())
+        self.cond = fixed_cond(model, data, num_samples, data.num_classes)
         self.steps = (
             model.steps if model.info.get("role") == "student" else min(model.steps, TEACHER_LOOK_STEPS)
         )
@@ -77,9 +90,7 @@ class Monitor:
 
     def look(self, step: int) -> tuple[Look, list[str]]:
         """Sample, measure, draw; also returns what is alarming about it."""
-        labels = torch.arange(self.num_samples) % max(self.data.num_classes, 1)
-        cond = {"label": labels} if self.model.num_classes else None
-        samples = self.model.sample(self.num_samples, self.steps, cond, self.seed)
+        samples = self.model.sample(self.num_samples, self.steps, self.cond, self.seed)
         if not bool(samples.isfinite().all()):
             return self._look(step, float("nan"), None), [
                 "the samples are not finite; lower the learning rate"
@@ -115,14 +126,16 @@ class Monitor:
         return alarms
 
     def _look(self, step: int, frechet: float, grid: str | None) -> Look:
-        return Look(step, frechet, self.num_samples, self.extractor.name, self.data.name, grid)
+        return Look(step, frechet, self.num_samples, self.extractor.name, self.reference_name, grid)
 
     def _draw(self, samples: torch.Tensor, step: int) -> str | None:
         if self.directory is None:
             return None
         from momatch.reports.plots import image_grid, save_png
 
-        name = f"samples/step-{step:08d}.png"
+        latents = self.data.space == "latents" and self.decoder is None
+        name = f"samples/step-{step:08d}{'-latents' if latents else ''}.png"
         (self.directory / "samples").mkdir(parents=True, exist_ok=True)
-        save_png(image_grid(samples[: GRID_COLUMNS * GRID_ROWS], GRID_COLUMNS), self.directory / name)
+        pictures = to_pictures(samples[: GRID_COLUMNS * GRID_ROWS], self.decoder)
+        save_png(image_grid(pictures, GRID_COLUMNS), self.directory / name)
         return name

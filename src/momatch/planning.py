@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from momatch.assembly import distillation, teacher_training
 from momatch.config import DistillConfig, RunConfig, TeacherConfig
 from momatch.data.images import Split
-from momatch.memory import StepMemory, storage_bytes, training_memory
+from momatch.data.rows import held_bytes
+from momatch.memory import StepMemory, training_memory
 from momatch.methods.warm_start import WarmStart
 from momatch.model import Model
 from momatch.monitoring import TEACHER_LOOK_STEPS
@@ -70,7 +71,7 @@ class Plan:
         activations: most that autograd keeps for backward passes at a time.
         workspace: what else is alive at the peak of a step: what is being worked on, with Algorithm 3 the
             tangents, and what the step has made and not yet let go; 0 if nothing ran.
-        data: the pictures, held-out ones included, which are held in memory; 0 if they are not there yet.
+        data: the training pictures and conditions, as held in memory; shards are mapped, and not counted.
         device: where the probe ran; "none" if nothing ran.
         threads: CPU threads that it used.
         batch_size: pictures a step.
@@ -134,14 +135,14 @@ def plan(
     costs = [network_cost(role, network, role in run.method.trainable) for role, network in networks.items()]
     costs = _with_direction(config, costs)
     seconds_per_step, probe_steps = probe(run, probe_seconds)
-    images = run.data.images
+    tables = [run.data.images, *run.data.conditions.values()]
     units = forward_units(config)
     return Plan(
         networks=costs,
         activations=memory.activations,
         workspace=_workspace(memory, costs),
-        data=storage_bytes(pictures),
-        device=str(images.device),
+        data=sum(map(held_bytes, tables)),
+        device=str(run.data.images.device),
         threads=torch.get_num_threads(),
         batch_size=config.train.batch_size,
         num_steps=config.train.num_steps,
@@ -329,7 +330,8 @@ def _build(
         run = teacher_training(data, config, None)
         networks = dict(run.method.trainable)
     sets = (data.train, data.heldout, run.data, run.reference)
-    return run, [tensor for part in sets for tensor in (part.images, part.labels)], networks
+    tables = [table for part in sets for table in (part.images, part.labels, *part.conditions.values())]
+    return run, [table for table in tables if isinstance(table, Tensor)], networks
 
 
 def _look_units(config: RunConfig) -> float:

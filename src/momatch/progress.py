@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from momatch.preparation import Done
 from momatch.runs import Event, Run
 
 PLAIN_EVERY_SECONDS = 15.0
@@ -56,6 +57,43 @@ def follow(run: Run, title: str, console: Console) -> None:
         raise Interrupted(
             f"stopped at step {status.step} of {total} and saved; run the same command again to go on"
         )
+
+
+def follow_preparation(steps: Generator[Done, None, None], console: Console) -> None:
+    """Prepare data to the end, showing how far it is, its speed and the time left.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM; finished shards are kept.
+    """
+    columns = (
+        TextColumn("preparing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[line]}"),
+    )
+    shown, quiet = time.monotonic(), not console.is_terminal
+    with closing(steps), stop_requests() as stop, Progress(*columns, console=console, disable=quiet) as bar:
+        task = bar.add_task("preparing", total=None, line="")
+        for done in steps:
+            line = _preparation_line(done)
+            bar.update(task, total=done.total, completed=done.samples, line=line)
+            if done.new == 0 and done.samples:
+                console.print(f"{done.samples} of {done.total} samples are there already", soft_wrap=True)
+            elif not console.is_terminal and time.monotonic() - shown >= PLAIN_EVERY_SECONDS:
+                console.print(f"preparing: {done.samples}/{done.total}  {line}", soft_wrap=True)
+                shown = time.monotonic()
+            if stop.is_set() and done.samples < done.total:
+                raise Interrupted(
+                    f"stopped at about {done.samples} of {done.total} samples; finished shards are kept, run "
+                    "the same command again to go on"
+                )
+
+
+def _preparation_line(done: Done) -> str:
+    if not done.new or not done.seconds:
+        return ""
+    speed = done.new / done.seconds
+    return f"{speed:.3g} pictures/s  {format_seconds((done.total - done.samples) / speed)} left"
 
 
 def format_seconds(seconds: float) -> str:

@@ -24,6 +24,7 @@ from momatch.config import ConfigError, DistillConfig, RunConfig, StoppingConfig
 from momatch.data.images import ImageSet
 from momatch.evaluation.builtin import feature_extractor
 from momatch.files import write_atomically
+from momatch.latents import decoder_of
 from momatch.lora import merged, save_adapter
 from momatch.methods.base import Method
 from momatch.model import SECOND_MOMENTS, Model
@@ -112,13 +113,15 @@ class Run:
     def _watch(self, records: Iterator[Record], log: _Log) -> Iterator[Event]:
         """The records with what can be seen from outside; ends early if the stopping rule says so."""
         settings, rule = self.config.monitor, self._stopping
+        decoder = decoder_of(self.model) if settings.every else None
         monitor = Monitor(
             self.model,
             self.reference,
-            feature_extractor(self.data),
+            feature_extractor(self.data, decoder),
             settings.num_samples,
             self.directory,
             self.config.train.seed,
+            decoder,
         )
         stopper, smoothed = Stopper(rule), Smoothed("instant_loss", rule.window)
         stopper.best = self.best.frechet

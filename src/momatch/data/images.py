@@ -1,48 +1,79 @@
-"""Labelled pictures in memory, split into what training may see and what it may not."""
+"""Pictures, or latents of pictures, with what can be asked of them; split into training set and held-out set.
+
+Pictures, latents and conditions are tensors, or `Rows` where they are too many to hold as float32.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from momatch.data.captions import take_captions
+from momatch.data.rows import Rows, take
 from momatch.files import fingerprint
 
 
 @dataclass(frozen=True, repr=False)
 class ImageSet:
-    """Pictures with labels.
+    """Pictures with labels, and with further conditions if there are any.
 
     Attributes:
-        images: (N, C, H, W) float32 in [−1, 1].
+        images: (N, C, H, W) float32: pictures in [−1, 1], or latents.
         labels: (N,) int64 in 0 … num_classes − 1.
-        num_classes: how many labels there are.
+        num_classes: how many labels there are; 1 for pictures without classes.
         name: how tables and reports call this set.
         classifier: the built-in classifier that was trained on these very pictures, by name; None if none.
+        conditions: (N, …) each: what else a model can be asked, under diffusers' own argument names, such as
+            encoder_hidden_states.
+        null_condition: the part of one sample of each condition, when nothing is asked for.
+        captions: N texts, or None.
+        space: what `images` are: "pixels" or "latents".
+        origin: of prepared data: the pipeline and the settings that they were made with; JSON types only.
     """
 
-    images: Tensor
+    images: Tensor | Rows
     labels: Tensor
     num_classes: int
     name: str
     classifier: str | None = None
+    conditions: Mapping[str, Tensor | Rows] = field(default_factory=dict)
+    null_condition: Mapping[str, Tensor] = field(default_factory=dict)
+    captions: Sequence[str] | None = None
+    space: Literal["pixels", "latents"] = "pixels"
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __repr__(self) -> str:
         """One line instead of all pixels."""
-        shape = tuple(self.images.shape[1:])
-        return f"ImageSet({self.name!r}, {len(self)} pictures of shape {shape}, {self.num_classes} classes)"
+        shape, what = tuple(self.images.shape[1:]), "pictures" if self.space == "pixels" else "latents"
+        asked = ", ".join([f"{self.num_classes} classes", *self.conditions])
+        return f"ImageSet({self.name!r}, {len(self)} {what} of shape {shape}, {asked})"
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell these pictures and labels from others."""
-        return fingerprint({"images": self.images, "labels": self.labels})
+        """16 hexadecimal digits that tell these pictures, labels and conditions from others.
+
+        Of pictures and latents in shards a sample is read, see `Shards.evidence`.
+        """
+        nulls = {f"null {name}": row for name, row in self.null_condition.items()}
+        tables = {"images": self.images, "labels": self.labels, **self.conditions, **nulls}
+        return fingerprint({k: v.evidence() if isinstance(v, Rows) else v for k, v in tables.items()})
 
     def subset(self, indices: Tensor, name: str) -> ImageSet:
         """The pictures at `indices` (M,) int64, under another name."""
-        return replace(self, images=self.images[indices], labels=self.labels[indices], name=name)
+        return replace(
+            self,
+            images=take(self.images, indices),
+            labels=self.labels[indices],
+            conditions={key: take(rows, indices) for key, rows in self.conditions.items()},
+            captions=take_captions(self.captions, indices),
+            name=name,
+        )
 
 
 @dataclass(frozen=True)

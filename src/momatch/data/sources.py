@@ -1,40 +1,45 @@
-"""From a name or a path to a `Split`: the built-in digits, a folder of pictures, or an .npz."""
+"""From a name or a path to a `Split`: the built-in digits, pictures in a folder, .npz, tar or on the hub,
+or what `momatch prepare` made of them.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from momatch.data.digits import load_digits
+from momatch.data.hub import PREFIX, Hub
 from momatch.data.images import ImageSet, Split, random_split, stratified_split
-from momatch.errors import UsageError
+from momatch.data.items import METADATA, USUAL, Collection, Fields, Folder, ImageFolder, Item, Npz
+from momatch.data.pictures import DataError
+from momatch.data.prepared import is_prepared, load_prepared
+from momatch.data.rows import Pixels
+from momatch.data.tars import Tars
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+__all__ = ["DataError", "load_data", "open_collection"]
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 HELDOUT_FRACTION = 0.1
 MIN_PICTURES = 100
-
-
-class DataError(UsageError):
-    """Data that cannot be used; the message names the path and what to do."""
 
 
 def load_data(source: str, image_size: int = 0) -> Split:
     """Load pictures and hold some out.
 
     Args:
-        source: "digits"; or a folder of equally sized pictures, the classes in subfolders (or none); or an
-            .npz with `images` (N, H, W[, C]) uint8 and, for a conditional model, `labels` (N,) integers. Of a
-            folder or .npz a tenth of every class is held out, always the same.
-        image_size: pictures of a folder are cut to their central square and reduced to this side; 0 takes
-            them as they are.
+        source: one of these; of all but the digits a tenth of every class is held out, always the same.
+
+            - "digits"
+            - a folder of equally sized pictures, the classes in subfolders (or none)
+            - a folder with metadata.jsonl: {"file_name": …, "text": …, "label": …} for each picture
+            - an .npz with `images` (N, H, W[, C]) uint8 and, for a conditional model, `labels` (N,) integers
+            - a .tar, or a folder of them, in the manner of webdataset
+            - "hf:ORG/NAME[:SPLIT]", a data set of the Hugging Face hub
+            - a folder that `momatch prepare` wrote: latents or pictures, with prompt embeddings
+        image_size: pictures are cut to their central square and reduced to this side; 0 takes them as they
+            are. Those of an .npz or a prepared folder are never resized.
 
     Raises:
         DataError: if the path is missing or empty, or the pictures do not fit together.
@@ -43,10 +48,61 @@ def load_data(source: str, image_size: int = 0) -> Split:
         if image_size not in (0, 8):
             raise DataError(f"image_size is {image_size}, but the built-in digits are 8×8; leave it out")
         return load_digits()
+    if not source.startswith(PREFIX) and is_prepared(Path(source)):
+        return _split(_prepared(Path(source), image_size), source)
+    collection = open_collection(source)
+    images, labels, captions = _read_all(collection, 0 if isinstance(collection, Npz) else image_size)
+    _check_pictures(images, source, image_size)
+    if not 0 <= int(labels.min()) <= int(labels.max()) < len(images):
+        raise DataError(
+            f"{source} has labels from {int(labels.min())} to {int(labels.max())} on {len(images)} pictures; "
+            "labels count from 0, one for each class"
+        )
+    pictures = ImageSet(images, labels, int(labels.max()) + 1, collection.name, captions=captions)
+    return _split(pictures, source)
+
+
+def open_collection(source: str, fields: Fields = USUAL) -> Collection:
+    """The pictures of a source one by one; for the kinds of source see `load_data`.
+
+    Raises:
+        DataError: if there is nothing that can be read.
+    """
+    if source.startswith(PREFIX):
+        return Hub(source, fields)
     path = Path(source)
     if not path.exists():
-        raise DataError(f"no data at {source!r}; give 'digits', a folder of pictures, or an .npz file")
-    images, labels = _read_npz(path) if path.suffix == ".npz" else _read_folder(path, image_size)
+        raise DataError(
+            f"no data at {source!r}; give 'digits', a folder of pictures, an .npz or .tar, or hf:ORG/NAME"
+        )
+    if path.suffix == ".npz":
+        return Npz(path)
+    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+        return Tars(path, fields)
+    if path.is_dir() and any(path.rglob(METADATA)):
+        return ImageFolder(path, fields)
+    return Folder(path)
+
+
+def _prepared(path: Path, image_size: int) -> ImageSet:
+    images = load_prepared(path)
+    made = images.origin.get("image_size")
+    if image_size and made != image_size:
+        raise DataError(f"image_size is {image_size}, but {path} was prepared at {made}; leave it out")
+    return images
+
+
+def _split(pictures: ImageSet, source: str) -> Split:
+    """Hold out a tenth of every class, or, of classes too small to give a tenth each, of all."""
+    if len(pictures) < MIN_PICTURES:
+        raise DataError(f"{source} holds {len(pictures)} pictures; {MIN_PICTURES} or more are needed")
+    split = stratified_split(pictures, HELDOUT_FRACTION, seed=0)
+    if len(split.heldout) < HELDOUT_FRACTION * len(pictures) / 2:
+        split = random_split(pictures, HELDOUT_FRACTION, seed=0)
+    return split
+
+
+def _check_pictures(images: Pixels, source: str, image_size: int) -> None:
     if len(images) < MIN_PICTURES:
         raise DataError(f"{source} holds {len(images)} pictures; {MIN_PICTURES} or more are needed")
     if image_size and images.shape[2:] != (image_size, image_size):
@@ -59,93 +115,33 @@ def load_data(source: str, image_size: int = 0) -> Split:
             f"{source} has pictures of {images.shape[1]} channels and {images.shape[2]}×{images.shape[3]} "
             "pixels; give grey (1) or RGB (3) pictures"
         )
-    if not 0 <= int(labels.min()) <= int(labels.max()) < len(images):
+
+
+def _read_all(collection: Collection, image_size: int) -> tuple[Pixels, Tensor, list[str] | None]:
+    """All pictures as (N, C, H, W) levels, their labels (0 where there are none) and captions."""
+    if isinstance(collection, Npz):
+        levels = torch.from_numpy(collection.images)
+        levels = levels[:, None] if levels.ndim == 3 else levels.permute(0, 3, 1, 2).contiguous()
+        return Pixels(levels), torch.from_numpy(collection.labels), None
+    first, n = collection.item(0, image_size), len(collection)
+    levels = np.empty((n, *_channels_first(first.pixels).shape), np.uint8)
+    labels, captions = torch.zeros(n, dtype=torch.int64), []
+    for i in range(n):
+        item = collection.item(i, image_size)
+        _check_same(item, first)
+        levels[i] = _channels_first(item.pixels)
+        labels[i] = item.label or 0
+        captions.append(item.caption)
+    return Pixels(torch.from_numpy(levels)), labels, captions if collection.has_captions else None
+
+
+def _check_same(item: Item, first: Item) -> None:
+    if item.pixels.shape != first.pixels.shape:
         raise DataError(
-            f"{source} has labels from {int(labels.min())} to {int(labels.max())} on {len(images)} pictures; "
-            "labels count from 0, one for each class"
+            f"{item.name} has shape {item.pixels.shape}, {first.name} has {first.pixels.shape}; "
+            "convert all pictures to one size, and all to grey or all to RGB"
         )
-    pictures = ImageSet(images, labels, int(labels.max()) + 1, path.stem)
-    split = stratified_split(pictures, HELDOUT_FRACTION, seed=0)
-    if len(split.heldout) < HELDOUT_FRACTION * len(images) / 2:  # classes too small to give a tenth each
-        split = random_split(pictures, HELDOUT_FRACTION, seed=0)
-    return split
 
 
-def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images = arrays["images"]
-            labels = arrays["labels"] if "labels" in arrays else np.zeros(len(images), dtype=np.int64)
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, BadZipFile) as error:
-        raise DataError(f"cannot read {path} as an .npz with an array 'images': {error}") from None
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise DataError(
-            f"'images' in {path} is {images.dtype} {images.shape}; give uint8 (N, H, W) or (N, H, W, C)"
-        )
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(
-            f"'labels' in {path} is {labels.dtype} {labels.shape}; give one integer for each picture"
-        )
-    return _to_tensor(images), torch.from_numpy(labels.astype(np.int64))
-
-
-def _read_folder(path: Path, image_size: int) -> tuple[Tensor, Tensor]:
-    from PIL import Image as pil
-    from PIL import UnidentifiedImageError
-
-    if not path.is_dir():
-        raise DataError(f"{path} is neither a folder of pictures nor an .npz file")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-    if not files:
-        raise DataError(f"no pictures in {path}; put {', '.join(sorted(SUFFIXES))} files there")
-    classes = sorted({file.parent for file in files})
-    arrays = []
-    for file in files:
-        try:
-            with pil.open(file) as image:
-                arrays.append(_pixels(_reduced(image, image_size), file))
-        except (UnidentifiedImageError, OSError) as error:
-            raise DataError(f"cannot read the picture {file} ({error}); repair or remove it") from None
-        if arrays[-1].shape != arrays[0].shape:
-            raise DataError(
-                f"{file} has shape {arrays[-1].shape}, {files[0]} has {arrays[0].shape}; "
-                "convert all pictures to one size, and all to grey or all to RGB"
-            )
-    labels = torch.tensor([classes.index(file.parent) for file in files])
-    return _to_tensor(np.stack(arrays)), labels
-
-
-def _reduced(image: Image, size: int) -> Image:
-    """The central square at size × size, averaged; the picture as it is for size 0."""
-    from PIL import Image as pil
-
-    if not size:
-        return image
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    if image.mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    return image.resize((size, size), pil.Resampling.BOX, box=box)
-
-
-def _pixels(image: Image, file: Path) -> np.ndarray:
-    """uint8 (H, W) or (H, W, 3). Transparency is laid on white; 16 bits are scaled to 8."""
-    from PIL import Image as pil
-
-    if image.mode.startswith("I;16"):
-        return (np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8)
-    if image.mode in ("I", "F"):
-        raise DataError(
-            f"{file} has pixels of mode {image.mode!r}, whose range is unknown; save it in 8 bits"
-        )
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        picture = image.convert("RGBA")
-        return np.asarray(pil.alpha_composite(pil.new("RGBA", image.size, "white"), picture).convert("RGB"))
-    return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-
-
-def _to_tensor(images: np.ndarray) -> Tensor:
-    """uint8 (N, H, W[, C]) → float32 (N, C, H, W) in [−1, 1]."""
-    tensor = torch.from_numpy(images).float() / 127.5 - 1
-    return tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2).contiguous()
+def _channels_first(pixels: np.ndarray) -> np.ndarray:
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

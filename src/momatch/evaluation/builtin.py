@@ -7,7 +7,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from momatch.data.images import ImageSet
-from momatch.evaluation.features import ClassifierFeatures, FeatureExtractor, PixelFeatures
+from momatch.evaluation.features import ClassifierFeatures, DecodedFeatures, FeatureExtractor, PixelFeatures
+from momatch.latents import Decoder
 from momatch.networks.classifier import Classifier
 
 DIGITS_CLASSIFIER = Path(__file__).parent.parent / "assets" / "digits-classifier.safetensors"
@@ -26,13 +27,17 @@ def classifier(data: ImageSet) -> ClassifierFeatures | None:
     return digits_classifier() if data.classifier == "digits-classifier" else None
 
 
-def pixel_features(data: ImageSet) -> PixelFeatures:
-    """Pixels, under a name that says so if they are averaged."""
-    size = 8
-    averaged = max(data.images.shape[-2:]) > size
-    return PixelFeatures(size, f"pixels averaged to {size}×{size}" if averaged else "pixels")
+def pixel_features(data: ImageSet, decoder: Decoder | None = None) -> FeatureExtractor:
+    """Pixels, or latents, under a name that says so, and says if they are averaged or decoded."""
+    size, what = 8, data.space
+    shape = data.images.shape
+    if decoder is not None:
+        shape, what = decoder(data.images[:1]).shape, "decoded pixels"
+    averaged = max(shape[-2:]) > size
+    pixels = PixelFeatures(size, f"{what} averaged to {size}×{size}" if averaged else what)
+    return pixels if decoder is None else DecodedFeatures(pixels, decoder)
 
 
-def feature_extractor(data: ImageSet) -> FeatureExtractor:
-    """Features for a data set: its classifier's if there is one, else pixels."""
-    return classifier(data) or pixel_features(data)
+def feature_extractor(data: ImageSet, decoder: Decoder | None = None) -> FeatureExtractor:
+    """Features for a data set: its classifier's if there is one, else pixels, of latents those decoded."""
+    return classifier(data) or pixel_features(data, decoder)

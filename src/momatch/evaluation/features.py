@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from momatch.data.rows import Rows
+
 
 @runtime_checkable
 class FeatureExtractor(Protocol):
@@ -61,6 +63,22 @@ class PixelFeatures:
         return F.adaptive_avg_pool2d(images.float(), (height, width)).flatten(1)
 
 
+class DecodedFeatures:
+    """Another extractor's features of latents, which are decoded to pictures first.
+
+    Args:
+        inner: sees the pictures; its name is the name of the whole.
+        decoder: latents (B, c, h, w) → pictures (B, C, H, W).
+    """
+
+    def __init__(self, inner: FeatureExtractor, decoder: Callable[[Tensor], Tensor]):
+        self.inner, self.decoder, self.name = inner, decoder, inner.name
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, c, h, w) → (B, D)."""
+        return self.inner(self.decoder(images))
+
+
 class ClassifierFeatures:
     """The inner features of a trained classifier, and its labels.
 
@@ -94,13 +112,15 @@ class ClassifierFeatures:
         return images if parameter is None else images.to(parameter.device, parameter.dtype)
 
 
-def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], batch_size: int = 500) -> Tensor:
+def extract(
+    extractor: FeatureExtractor, images: Tensor | Rows | Iterable[Tensor], batch_size: int = 500
+) -> Tensor:
     """Features of all pictures.
 
     Args:
         extractor: what to compute.
-        images: (N, C, H, W), or an iterable of (B, C, H, W) batches, which is read once and never held as a
-            whole.
+        images: (N, C, H, W), or an iterable of (B, C, H, W) batches, which is read once; only a tensor is
+            ever held as a whole.
         batch_size: the extractor sees at most so many pictures at a time.
 
     Returns:
@@ -123,10 +143,12 @@ def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], batc
     return torch.cat(features)
 
 
-def batches(images: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Cut one tensor, or each tensor of an iterable, into pieces of at most `batch_size` pictures."""
+def batches(images: Tensor | Rows | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Cut one tensor, rows, or each tensor of an iterable, into pieces of at most `batch_size` pictures."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if isinstance(images, Rows):
+        images = images.chunks(batch_size)
     for chunk in [images] if isinstance(images, Tensor) else images:
         if len(chunk):
             yield from chunk.split(batch_size)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from momatch.data.rows import Rows
+
 
 @dataclass(frozen=True)
 class NeighbourCheck:
@@ -59,7 +61,7 @@ def compare_distances(generated: Tensor, held_out: Tensor) -> NeighbourCheck:
     return NeighbourCheck(*medians, ratio, float((generated < close).double().mean()), close)
 
 
-def nearest_distances(images: Tensor, training: Tensor, chunk: int = 1000) -> Tensor:
+def nearest_distances(images: Tensor | Rows, training: Tensor, chunk: int = 1000) -> Tensor:
     """Distance from each picture to its nearest training picture, (N,) float64.
 
     The neighbour is found by matrix multiplication in float32, its distance computed exactly: 0 for a copy.
@@ -84,7 +86,8 @@ def nearest_distances(images: Tensor, training: Tensor, chunk: int = 1000) -> Te
     base = training.flatten(1).float()
     half_norms = base.square().sum(1) / 2
     found = []
-    for part in images.flatten(1).float().to(base.device).split(chunk):
+    for part in images.split(chunk) if isinstance(images, Tensor) else images.chunks(chunk):
+        part = part.flatten(1).float().to(base.device)
         nearest = base[torch.addmm(-half_norms, part, base.T).argmax(1)]
         found.append((part.double() - nearest.double()).square().sum(1).sqrt().cpu())
     return torch.cat(found)

@@ -15,7 +15,8 @@ from typing import Any, TypedDict, cast
 import torch
 from torch import Tensor
 
-from momatch.evaluation.features import Classifier, FeatureExtractor, check_pair, extract
+from momatch.data.rows import Rows
+from momatch.evaluation.features import Classifier, FeatureExtractor, batches, check_pair, extract
 from momatch.evaluation.frechet import NORMAL_95, frechet_bootstrap, frechet_distance
 from momatch.evaluation.kid import kid
 from momatch.evaluation.neighbours import compare_distances, nearest_distances
@@ -102,7 +103,7 @@ class EvaluationResult:
 
 def evaluate(
     samples: Samples,
-    reference: Tensor | LabelledImages,
+    reference: Tensor | Rows | tuple[Tensor | Rows, Tensor | None],
     extractors: FeatureExtractor | Sequence[FeatureExtractor],
     classifier: Classifier | None = None,
     training_images: Tensor | None = None,
@@ -111,6 +112,7 @@ def evaluate(
     seed: int = 0,
     resamples: int = 200,
     batch_size: int = 500,
+    space: str = "pixels",
 ) -> EvaluationResult:
     """Measure samples against real pictures that the model never saw.
 
@@ -128,7 +130,7 @@ def evaluate(
     - class_accuracy: share given the label asked for, Wilson interval; needs labels of the samples
     - class_accuracy_reference: the same of real pictures, the ceiling; needs labels of the reference
 
-    On pixels, with training_images (see `neighbours`):
+    On pixels (or latents, see `space`), with training_images (see `neighbours`):
 
     - neighbour_ratio, neighbour_share_close, neighbour_median_generated, neighbour_median_held_out
 
@@ -147,6 +149,7 @@ def evaluate(
         seed: of subsampling and resampling; each metric starts from it afresh.
         resamples: bootstrap resamples of the Fréchet distance.
         batch_size: pictures per call of extractors and classifier.
+        space: what samples and reference are, "pixels" or "latents": in it the nearest neighbours are sought.
 
     Raises:
         ValueError: if there are too few pictures, their features are not finite, or some batches have labels
@@ -170,7 +173,7 @@ def evaluate(
         rows += _accuracy(pulled.hits, hits, classifier.name, counts)
     if training_images is not None:
         held_out = nearest_distances(reference_images, training_images)
-        rows += _neighbours(pulled.nearest, held_out, len(training_images), counts)
+        rows += _neighbours(pulled.nearest, held_out, len(training_images), space, counts)
     return EvaluationResult(rows)
 
 
@@ -233,15 +236,15 @@ def _pairs(samples: Samples) -> Iterator[LabelledImages]:
         yield from cast(Iterable[LabelledImages], samples)
 
 
-def _hits(classifier: Classifier, images: Tensor, labels: Tensor | None, batch_size: int) -> Tensor:
+def _hits(classifier: Classifier, images: Tensor | Rows, labels: Tensor | None, batch_size: int) -> Tensor:
     """1.0 where the classifier gives the label asked for, else 0.0: (N,), or (0,) without labels."""
     if labels is None:
         return torch.empty(0)
-    if labels.shape != images.shape[:1]:
+    if labels.shape != tuple(images.shape[:1]):
         raise ValueError(
             f"labels have shape {tuple(labels.shape)} for {len(images)} pictures; give one for each"
         )
-    predicted = torch.cat([classifier.predict(part).cpu() for part in images.split(batch_size)])
+    predicted = torch.cat([classifier.predict(part).cpu() for part in batches(images, batch_size)])
     return (predicted == labels.cpu()).float()
 
 
@@ -314,9 +317,11 @@ def _share(metric: str, hits: Tensor, name: str, counts: _Counts, note: str) -> 
     return Measurement(metric, p, math.sqrt(p * (1 - p) / n), low, high, name, **counts, note=note)
 
 
-def _neighbours(nearest: Tensor, held_out: Tensor, n_training: int, counts: _Counts) -> list[Measurement]:
+def _neighbours(
+    nearest: Tensor, held_out: Tensor, n_training: int, space: str, counts: _Counts
+) -> list[Measurement]:
     check = compare_distances(nearest, held_out)
-    note = f"nearest of {n_training} training pictures, pixel L2"
+    note = f"nearest of {n_training} training pictures, {space.removesuffix('s')} L2"
     numbers = {
         "neighbour_ratio": check.ratio,
         "neighbour_share_close": check.share_close,
@@ -324,7 +329,7 @@ def _neighbours(nearest: Tensor, held_out: Tensor, n_training: int, counts: _Cou
         "neighbour_median_held_out": check.median_held_out,
     }
     return [
-        Measurement(m, value, None, None, None, "pixels", **counts, note=note) for m, value in numbers.items()
+        Measurement(m, value, None, None, None, space, **counts, note=note) for m, value in numbers.items()
     ]
 
 

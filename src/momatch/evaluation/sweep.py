@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from momatch.data.images import Split
+from momatch.data.rows import Rows, sample_of, spread, take
 from momatch.evaluation import builtin
+from momatch.evaluation.conditions import fixed_cond
 from momatch.evaluation.run import EvaluationResult, evaluate
+from momatch.latents import decoder_of
 from momatch.model import Model
 
+MOST_REFERENCE, MOST_DECODED = 50_000, 10_000  # rows of large data that samples are compared with
 SAMPLE_SEED_OFFSET = 10_000  # evaluation noise is never the noise that monitoring looked at
 
 
@@ -59,10 +62,13 @@ def evaluate_at(
 ) -> Row:
     """Sample `num_samples` pictures in `steps` network calls each; measure them against the held-out ones.
 
-    Labels are asked for in equal numbers. Features: the data's built-in classifier's (if any) and pixels.
+    Labels are asked for in equal numbers, other conditions as the held-out pictures have them. Features: the
+    data's built-in classifier's (if any) and pixels; of a latent model those of decoded pictures, if its
+    pipeline is there. Of data in shards at most 50,000 pictures (10,000 to decode) are compared with, evenly
+    spread.
     """
-    labels = torch.arange(num_samples) % max(model.num_classes, 1)
-    cond = {"label": labels} if model.num_classes else None
+    cond, decoder = fixed_cond(model, data.heldout, num_samples), decoder_of(model)
+    labels = cond.get("label") if cond else None
     seconds = 0.0
 
     def samples() -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -75,18 +81,24 @@ def evaluate_at(
             seconds += time.monotonic() - start
             if chunk is None:
                 return
-            yield chunk, labels[done : done + len(chunk)] if cond else None
+            yield chunk, None if labels is None else labels[done : done + len(chunk)]
             done += len(chunk)
 
-    judge, pixels = builtin.classifier(data.heldout), builtin.pixel_features(data.heldout)
+    judge, pixels = builtin.classifier(data.heldout), builtin.pixel_features(data.heldout, decoder)
+    most = MOST_DECODED if decoder else MOST_REFERENCE
+    heldout, real_labels = data.heldout.images, data.heldout.labels
+    if isinstance(heldout, Rows) and len(heldout) > most:
+        kept = spread(len(heldout), most)
+        heldout, real_labels = take(heldout, kept), real_labels[kept]
     result = evaluate(
         samples(),
-        (data.heldout.images, data.heldout.labels),
+        (heldout, real_labels),
         [judge, pixels] if judge else [pixels],
         judge,
-        data.train.images,
+        sample_of(data.train.images, max_rows=None if isinstance(data.train.images, Tensor) else most),
         reference_name=data.heldout.name,
         seed=seed,
         resamples=resamples,
+        space=data.heldout.space,
     )
     return Row(name, steps, num_samples / seconds, result)

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from momatch.data.rows import Rows
 from momatch.methods.base import Batch
 from momatch.training.seeding import generator
 
 Batches = Callable[[int], Batch]
 
 
-def image_batches(images: Tensor, labels: Tensor | None, batch_size: int, seed: int) -> Batches:
+def image_batches(
+    images: Tensor | Rows,
+    labels: Tensor | None,
+    batch_size: int,
+    seed: int,
+    conditions: Mapping[str, Tensor | Rows] | None = None,
+) -> Batches:
     """Step → `batch_size` pictures drawn with replacement, and the generator for that step's noise.
 
     Args:
-        images: (N, …) all pictures, on the device to train on.
-        labels: (N,) their labels, given as cond["label"]; None for an unconditional model.
+        images: (N, …) all pictures or latents, on the device to train on.
+        labels: (N,) their labels, given as cond["label"]; None for a model without classes.
         batch_size: size of the whole batch.
         seed: the run's seed.
+        conditions: (N, …) each, given in cond under their own names.
     """
+    asked: dict[str, Tensor | Rows] = {**({} if labels is None else {"label": labels}), **(conditions or {})}
 
     def batch(step: int) -> Batch:
         rng = generator(seed, "train", step, device=images.device)
         index = torch.randint(len(images), (batch_size,), generator=rng, device=images.device)
-        return Batch(images[index], None if labels is None else {"label": labels[index]}, rng)
+        return Batch(images[index], {key: rows[index] for key, rows in asked.items()} or None, rng)
 
     return batch

@@ -1,0 +1,131 @@
+"""Data sets of the Hugging Face hub, or saved by the datasets library: "hf:ORG/NAME[:SPLIT]"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from momatch.data.items import (
+    CAPTION_FIELDS,
+    LABEL_FIELDS,
+    USUAL,
+    Collection,
+    Fields,
+    Item,
+    as_caption,
+    digest,
+    to_labels,
+)
+from momatch.data.pictures import DataError, central_square, to_pixels
+
+PREFIX = "hf:"
+
+
+class Hub(Collection):
+    """The pictures of one split of a data set.
+
+    The picture column is the one of feature Image; the caption is the column of a usual name, or the only
+    text; the label is the column of feature ClassLabel, or of a usual name.
+
+    Args:
+        source: "hf:ORG/NAME", "hf:ORG/NAME:SPLIT" ("train" if left out), "hf:ORG/NAME/CONFIG[:SPLIT]", or a
+            folder that `save_to_disk` wrote in place of the name.
+        fields: which columns are caption and label, if not those.
+    """
+
+    def __init__(self, source: str, fields: Fields = USUAL):
+        self.source = source
+        name, _, split = source.removeprefix(PREFIX).partition(":")
+        self.name = name.rstrip("/").rpartition("/")[2]
+        dataset = _load(source, name, split or "train")
+        self.picture = _picture_column(dataset, source)
+        self.caption = _caption_column(dataset, fields.caption, source)
+        self.label = _label_column(dataset, fields.label, source)
+        self.has_captions = self.caption is not None
+        self.caption_help = (
+            f"it has the columns {', '.join(dataset.features)}, none of {', '.join(CAPTION_FIELDS)}: "
+            "name one by --caption-field"
+        )
+        self.labels = None if self.label is None else to_labels(list(dataset[self.label]), source)
+        columns = [self.picture, *([self.caption] if self.caption else [])]
+        self.dataset = dataset.select_columns(columns)
+        self._identity = digest([str(getattr(dataset, "_fingerprint", "")), str(len(dataset))])
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def item(self, i: int, image_size: int = 0, smooth: bool = False) -> Item:
+        """See `Collection`."""
+        name = f"{self.source}, picture {i}"
+        try:
+            row = self.dataset[i]
+            image = row[self.picture]
+            if image is None:
+                raise ValueError("there is none")
+            pixels = to_pixels(central_square(image, image_size, smooth), name)
+        except (OSError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"cannot read {name} ({error}); filter it out of the data set") from None
+        caption = as_caption(row[self.caption], name) if self.caption else None
+        return Item(pixels, caption, None if self.labels is None else self.labels[i], name)
+
+    def identity(self) -> str:
+        """See `Collection`."""
+        return self._identity
+
+
+def _load(source: str, name: str, split: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"{source} needs the datasets library, which is not installed; pip install 'momatch[datasets]'"
+        ) from None
+    try:
+        if Path(name).is_dir():
+            found = datasets.load_from_disk(name)
+            return found[split] if isinstance(found, datasets.DatasetDict) else found
+        parts = name.split("/")
+        path, config = "/".join(parts[:2]), parts[2] if len(parts) > 2 else None
+        return datasets.load_dataset(path, config, split=split)
+    except (OSError, ValueError, LookupError) as error:
+        reason = (str(error).strip("'\" \n") or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"cannot load {source} ({reason}); give hf:ORG/NAME:SPLIT as the hub has it, or hf:FOLDER as "
+            "save_to_disk wrote it"
+        ) from None
+
+
+def _picture_column(dataset: Any, source: str) -> str:
+    import datasets
+
+    names = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    if not names:
+        kinds = ", ".join(f"{n} ({type(f).__name__})" for n, f in dataset.features.items())
+        raise DataError(f"{source} has no column of pictures; it has {kinds}")
+    return names[0]
+
+
+def _caption_column(dataset: Any, wanted: str, source: str) -> str | None:
+    _check_column(dataset, wanted, source)
+    texts = [name for name, f in dataset.features.items() if getattr(f, "dtype", "") in _TEXTS]
+    usual = next((name for name in CAPTION_FIELDS if name in dataset.features), None)
+    return wanted or usual or (texts[0] if len(texts) == 1 else None)
+
+
+def _label_column(dataset: Any, wanted: str, source: str) -> str | None:
+    import datasets
+
+    _check_column(dataset, wanted, source)
+    classes = [name for name, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)]
+    usual = next((name for name in LABEL_FIELDS if name in dataset.features), None)
+    return wanted or (classes[0] if classes else usual)
+
+
+def _check_column(dataset: Any, wanted: str, source: str) -> None:
+    if wanted and wanted not in dataset.features:
+        raise DataError(f"{source} has no column {wanted!r}; it has {', '.join(dataset.features)}")
+
+
+_TEXTS = ("string", "large_string")

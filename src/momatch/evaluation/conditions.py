@@ -1,0 +1,36 @@
+"""What a model is asked for when its samples are looked at or measured: the same at every look."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from momatch.data.images import ImageSet
+from momatch.data.rows import take
+from momatch.denoiser import Cond
+from momatch.model import Model
+
+
+def fixed_cond(model: Model, data: ImageSet, num_samples: int, num_classes: int | None = None) -> Cond | None:
+    """A request for `num_samples` samples; None for an unconditional model.
+
+    Labels alone are asked for in turn. What else a model takes comes from the first samples of `data`, each
+    with its own label; after the last it starts again with the first. Conditions kept in shards stay
+    there: they are `Rows`, read as they are sliced.
+
+    Args:
+        model: what is asked.
+        data: where conditions come from; it must fit the model.
+        num_samples: how many.
+        num_classes: how many labels are taken in turn; all that the model knows if None.
+    """
+    if not model.cond_shapes:
+        if not model.num_classes:
+            return None
+        return {"label": torch.arange(num_samples) % max(num_classes or model.num_classes, 1)}
+    index = torch.arange(num_samples) % len(data)
+    asked = {name: take(data.conditions[name], index) for name in model.cond_shapes}
+    if model.num_classes:
+        asked["label"] = data.labels[index]
+    return cast(Cond, asked)

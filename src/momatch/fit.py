@@ -1,0 +1,113 @@
+"""Do a model and data fit each other?"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from momatch.config import ConfigError
+from momatch.data.images import ImageSet
+from momatch.model import Model
+from momatch.pipelines import encoders_fingerprint
+
+REMEDY = "choose a teacher (--teacher) and data (--data) that fit each other"
+PREPARE = (
+    "make them with momatch prepare PICTURES --teacher PIPELINE --out FOLDER, and give that FOLDER as data"
+)
+
+
+def check_fit(model: Model, images: ImageSet) -> None:
+    """Refuse data that a model cannot make, or cannot be asked for.
+
+    Raises:
+        ConfigError: if their shapes differ, the data have more classes, or lack a condition that the model
+            takes, or have it in another shape.
+    """
+    what = "pictures" if images.space == "pixels" else "latents"
+    shape = tuple(images.images.shape[1:])
+    if shape != model.sample_shape:
+        raise ConfigError(
+            f"the data ({images.name}) are {what} of shape {shape}, the model makes "
+            f"{model.sample_shape}; {REMEDY}"
+        )
+    if model.num_classes and images.num_classes > model.num_classes:
+        raise ConfigError(
+            f"the data ({images.name}) have {images.num_classes} classes, the model knows "
+            f"{model.num_classes}; {REMEDY}"
+        )
+    for name, wanted in model.cond_shapes.items():
+        _check_condition(images, name, wanted)
+    _check_encoders(model, images)
+
+
+def _check_condition(images: ImageSet, name: str, wanted: tuple[int, ...]) -> None:
+    if name not in images.conditions:
+        raise ConfigError(
+            f"the data ({images.name}) come without {name}, which the model must be asked with; {PREPARE}"
+        )
+    found = tuple(images.conditions[name].shape[1:])
+    if len(found) != len(wanted) or any(
+        want not in (-1, size) for want, size in zip(wanted, found, strict=True)
+    ):
+        shape = "×".join("any" if size == -1 else str(size) for size in wanted)
+        raise ConfigError(
+            f"the data ({images.name}) have {name} of {'×'.join(map(str, found))} numbers a sample, the "
+            f"model takes {shape}; prepare them with the text encoders of the model's own pipeline"
+        )
+
+
+def _check_encoders(model: Model, images: ImageSet) -> None:
+    """Latents and embeddings mean something only to a network that grew up with the same encoders."""
+    made_by, pipeline = images.origin.get("encoders"), model.info.get("pipeline")
+    if not made_by or not pipeline or not Path(pipeline).is_dir():
+        return
+    if encoders_fingerprint(pipeline) != made_by:
+        raise ConfigError(
+            f"the data ({images.name}) were prepared with the encoders of "
+            f"{images.origin.get('pipeline')}, the model comes from {pipeline}, whose encoders differ; "
+            f"run momatch prepare with --teacher {pipeline}"
+        )
+
+
+def with_null_condition(teacher: Model, images: ImageSet) -> Model:
+    """The teacher; where it knows no null value for something it takes, with that of the data."""
+    known = teacher.denoiser.null_values
+    added = {
+        name: images.null_condition[name] for name in teacher.cond_shapes if name in images.null_condition
+    }
+    added = {name: row for name, row in added.items() if name not in known}
+    if not added:
+        return teacher
+    denoiser = copy.copy(teacher.denoiser)  # the same weights; another dict of null values
+    denoiser.null_values = {**known, **added}
+    return replace(teacher, denoiser=denoiser)
+
+
+def check_null_condition(teacher: Model, images: ImageSet, scale: float) -> None:
+    """Refuse guidance away from a null condition that is not there, or not in the shape of the data's.
+
+    Raises:
+        ConfigError: naming what is missing.
+    """
+    taken = [*(["label"] if teacher.num_classes else []), *teacher.cond_shapes]
+    missing = [name for name in taken if name not in teacher.denoiser.null_values]
+    if missing or not taken:
+        of = f" in {', '.join(missing)}" if teacher.cond_shapes else ""
+        other = (
+            "data made by momatch prepare" if teacher.cond_shapes else "a teacher trained with cond_dropout"
+        )
+        raise ConfigError(
+            f"guidance.scale is {scale}, but this teacher has no null condition to guide away from{of}; "
+            f"use guidance.scale 0, or {other}"
+        )
+    for name in teacher.cond_shapes:
+        null, row = teacher.denoiser.null_values[name], tuple(images.conditions[name].shape[1:])
+        if isinstance(null, Tensor) and tuple(null.shape) != row:
+            raise ConfigError(
+                f"the teacher's null condition has {name} of shape {tuple(null.shape)}, the data "
+                f"({images.name}) of shape {row}, so guidance.scale {scale} cannot be used; prepare the data "
+                "with the teacher's own pipeline"
+            )

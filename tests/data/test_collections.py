@@ -1,0 +1,249 @@
+"""Pictures with captions and labels from every kind of source, and what is said when something is missing."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from momatch.data.items import Fields
+from momatch.data.pictures import DataError
+from momatch.data.sources import load_data, open_collection
+from momatch.errors import UsageError
+
+N = 102
+PICTURES = np.random.default_rng(1).integers(0, 256, (N, 4, 4, 3), dtype=np.uint8)
+CAPTIONS = [f"picture {i}" for i in range(N)]
+LABELS = [i % 3 for i in range(N)]
+
+
+def png(pixels) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def image_folder(path, text="text", label="label", names=("ant", "bee", "cat")):
+    path.mkdir()
+    lines = []
+    for i, pixels in enumerate(PICTURES):
+        (path / f"{i:03d}.png").write_bytes(png(pixels))
+        lines.append({"file_name": f"{i:03d}.png", text: CAPTIONS[i], label: names[LABELS[i]]})
+    write_metadata(path, lines)
+    return lines
+
+
+def write_metadata(path, lines):
+    (path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def tar_shards(folder, records=("txt", "cls")):
+    folder.mkdir()
+    for first in range(0, N, 40):
+        with tarfile.open(folder / f"{first:05d}.tar", "w") as archive:
+            for i in range(first, min(first + 40, N)):
+                parts = {"png": png(PICTURES[i])}
+                if "txt" in records:
+                    parts["txt"] = CAPTIONS[i].encode()
+                if "cls" in records:
+                    parts["cls"] = str(LABELS[i]).encode()
+                if "json" in records:
+                    parts["json"] = json.dumps({"caption": CAPTIONS[i], "label": LABELS[i]}).encode()
+                for suffix, contents in parts.items():
+                    info = tarfile.TarInfo(f"{i:06d}.{suffix}")
+                    info.size = len(contents)
+                    archive.addfile(info, io.BytesIO(contents))
+
+
+def hub_folder(path):
+    import datasets
+
+    features = datasets.Features(
+        {
+            "picture": datasets.Image(),
+            "what it shows": datasets.Value("string"),
+            "kind": datasets.ClassLabel(names=["ant", "bee", "cat"]),
+            "number": datasets.Value("int64"),
+        }
+    )
+    rows = {
+        "picture": [{"bytes": png(pixels), "path": None} for pixels in PICTURES],
+        "what it shows": CAPTIONS,
+        "kind": LABELS,
+        "number": list(range(N)),
+    }
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(path)
+
+
+def make(kind, path):
+    if kind == "folder with metadata":
+        image_folder(path)
+    elif kind == "tar with txt and cls":
+        tar_shards(path)
+    elif kind == "tar with json":
+        tar_shards(path, ("json",))
+    else:
+        hub_folder(path)
+        return f"hf:{path}"
+    return str(path)
+
+
+KINDS = ["folder with metadata", "tar with txt and cls", "tar with json", "hub"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_source_gives_the_same_pictures_captions_and_labels(tmp_path, kind):
+    split = load_data(make(kind, tmp_path / "data"))
+    assert len(split.train) + len(split.heldout) == N and split.train.num_classes == 3
+    seen = {}
+    for part in (split.train, split.heldout):
+        for image, label, caption in zip(part.images, part.labels, part.captions, strict=True):
+            seen[caption] = (image, int(label))
+    assert set(seen) == set(CAPTIONS)
+    for i, caption in enumerate(CAPTIONS):
+        image, label = seen[caption]
+        want = torch.from_numpy(PICTURES[i]).permute(2, 0, 1).float() / 127.5 - 1
+        assert torch.equal(image, want) and label == LABELS[i]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_source_knows_itself_again(tmp_path, kind):
+    source = make(kind, tmp_path / "data")
+    first, again = open_collection(source), open_collection(source)
+    assert first.identity() == again.identity() and len(first) == N and first.has_captions
+    if kind == "folder with metadata":
+        file = tmp_path / "data" / "metadata.jsonl"
+        file.write_text(file.read_text().replace("picture 7", "picture seven"))
+        assert open_collection(source).identity() != first.identity()
+
+
+def test_a_data_set_of_the_hub_is_asked_for_by_name_and_split(tmp_path, monkeypatch):
+    import datasets
+
+    hub_folder(tmp_path / "disk")
+    asked = []
+
+    def load_dataset(path, name=None, split=None):
+        asked.append((path, name, split))
+        return datasets.load_from_disk(tmp_path / "disk")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for source in ("hf:org/things", "hf:org/things:test", "hf:org/things/small:validation[:50%]"):
+        assert len(open_collection(source)) == N
+    assert asked == [
+        ("org/things", None, "train"),
+        ("org/things", None, "test"),
+        ("org/things", "small", "validation[:50%]"),
+    ]
+
+
+def test_splits_saved_on_disk_and_named_columns(tmp_path):
+    import datasets
+
+    hub_folder(tmp_path / "one")
+    one = datasets.load_from_disk(tmp_path / "one").add_column("other", [f"other {i}" for i in range(N)])
+    datasets.DatasetDict({"train": one, "test": one.select(range(5))}).save_to_disk(tmp_path / "both")
+    source = f"hf:{tmp_path / 'both'}"
+    assert len(open_collection(source)) == N and len(open_collection(source + ":test")) == 5
+    assert not open_collection(source).has_captions, "two columns of text, neither with a usual name"
+    chosen = open_collection(source, Fields(caption="other", label="number"))
+    assert chosen.item(4).caption == "other 4" and chosen.item(4).label == 4
+    with pytest.raises(DataError, match="no column 'nothing'; it has picture"):
+        open_collection(source, Fields(caption="nothing"))
+    with pytest.raises(DataError, match="cannot load .*both:dev"):
+        open_collection(source + ":dev")
+
+
+def test_without_the_datasets_library_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UsageError, match=r"pip install 'momatch\[datasets\]'"):
+        load_data("hf:org/things")
+
+
+def test_a_data_set_that_cannot_be_loaded_is_one_sentence(monkeypatch):
+    import datasets
+
+    def load_dataset(*_, **__):
+        raise ConnectionError("Couldn't reach the hub\nlong story")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match="cannot load hf:org/things .Couldn't reach the hub.; give") as error:
+        load_data("hf:org/things")
+    assert "\n" not in str(error.value)
+
+
+def break_source(kind, path):
+    """Makes a broken source; returns what to load."""
+    if kind.startswith("tar"):
+        tar_shards(path)
+        last = path / "00080.tar"
+        if kind == "tar that is text":
+            last.write_text("hello")
+        elif kind == "tar cut short":
+            last.write_bytes(last.read_bytes()[:9000])
+        else:
+            with tarfile.open(path / "00099.tar", "w") as archive:
+                contents = png(PICTURES[0])
+                info = tarfile.TarInfo("lonely.png")
+                info.size = len(contents)
+                archive.addfile(info, io.BytesIO(contents))
+        return
+    lines = image_folder(path)
+    if kind == "missing file":
+        (path / "005.png").unlink()
+    elif kind == "caption absent":
+        del lines[7]["text"]
+    elif kind == "odd label":
+        lines[3]["label"] = 1.5
+    elif kind == "mixed labels":
+        lines[3]["label"] = 1
+    elif kind == "no caption text":
+        lines[3]["text"] = 5
+    elif kind == "no file name":
+        del lines[2]["file_name"]
+    write_metadata(path, lines)
+    if kind == "not json":
+        (path / "metadata.jsonl").write_text("file_name,text\n")
+    elif kind == "empty metadata":
+        (path / "metadata.jsonl").write_text("\n")
+    elif kind == "damaged picture":
+        (path / "006.png").write_bytes((path / "006.png").read_bytes()[:60])
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing file", "metadata.jsonl, line 6 names .*005.png.*add it or drop the line"),
+        ("caption absent", "line 8 has no field 'text' .it has file_name, label.; add it"),
+        ("odd label", "has the label 1.5; labels are whole numbers"),
+        ("mixed labels", "has the label 1; labels are whole numbers from 0, or all texts"),
+        ("no caption text", "caption of .*003.png is 5; a caption is a text"),
+        ("no file name", 'line 3 is not an object with a "file_name"'),
+        ("not json", "line 1 is not an object"),
+        ("empty metadata", "names no pictures"),
+        ("damaged picture", "cannot read the picture .*006.png"),
+        ("tar that is text", "cannot read the shard .*00080.tar"),
+        ("tar cut short", "00080.tar"),
+        ("tar without caption", "lonely in .*00099.tar has no '(text|label)', though the first sample has"),
+    ],
+)
+def test_what_is_broken_is_named_in_one_sentence(tmp_path, kind, says):
+    path = tmp_path / "data"
+    break_source(kind, path)
+    with pytest.raises(UsageError, match=says) as error:
+        load_data(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_another_field_may_be_the_caption(tmp_path):
+    image_folder(tmp_path / "data", text="words", label="sort")
+    assert not open_collection(str(tmp_path / "data")).has_captions
+    assert open_collection(str(tmp_path / "data"), Fields("words", "sort")).item(2).caption == "picture 2"
+    with pytest.raises(DataError, match="line 1 has no field 'none'"):
+        open_collection(str(tmp_path / "data"), Fields(caption="none"))
