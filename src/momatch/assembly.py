@@ -70,7 +70,7 @@ def distillation(
         "data": config.data,
         "config": to_json(config),
         "inputs": inputs,
-        **({"pipeline": teacher.info["pipeline"]} if "pipeline" in teacher.info else {}),
+        **_pipeline(data.train, teacher),
     }
     model = Student(
         student,
@@ -233,6 +233,7 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
     )
     inputs = {"data": images.fingerprint()}
     info = {"role": "teacher", "data": config.data, "config": to_json(config), "inputs": inputs}
+    info |= _pipeline(images)
     model = Model(denoiser, network_config, schedule, shape, config.sampling_steps, num_classes, info)
     batches, path = _batches(images, model, config), _path(directory)
     return Run(config, method, batches, model, images, path, images, Best(None), inputs)
@@ -261,6 +262,13 @@ def distill(
     student = run.finish()
     assert isinstance(student, Student)
     return student
+
+
+def _pipeline(images: ImageSet, teacher: Model | None = None) -> dict[str, str]:
+    """Whose autoencoder makes pictures of the model's samples: for its info."""
+    known = teacher.info.get("pipeline") if teacher else None
+    made_by = images.origin.get("pipeline") if images.space == "latents" else None
+    return {"pipeline": str(known or made_by)} if known or made_by else {}
 
 
 def _path(directory: str | Path | None) -> Path | None:

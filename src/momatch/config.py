@@ -198,7 +198,8 @@ class TeacherConfig:
     """Training a teacher by denoising.
 
     Attributes:
-        data: "digits", or a folder or .npz of pictures.
+        data: "digits", a folder or .npz of pictures, a folder that momatch prepare wrote, and what else
+            docs/data.md names.
         image_size: pictures of a folder are cut to their central square and reduced to this side; 0 takes
             them as they are.
         network: the network's shape; image_channels and num_classes follow the data.
@@ -233,7 +234,8 @@ class DistillConfig:
 
     Attributes:
         teacher: "digits" (shipped with the package), or the folder of a teacher or of a run that trained one.
-        data: "digits", or a folder or .npz of pictures.
+        data: "digits", a folder or .npz of pictures, a folder that momatch prepare wrote, and what else
+            docs/data.md names.
         image_size: as in training a teacher.
         steps: k, network calls of the student, 1 to 16.
         method: "alternating" (Algorithm 2) or "instant" (Algorithm 3: no auxiliary network).

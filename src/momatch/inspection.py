@@ -19,8 +19,9 @@ from momatch.data.images import Split
 from momatch.data.sources import load_data
 from momatch.denoiser import Cond
 from momatch.errors import UsageError
+from momatch.evaluation.conditions import fixed_cond
 from momatch.evaluation.sweep import Row
-from momatch.fit import check_fit
+from momatch.fit import check_fit, check_null_condition, with_null_condition
 from momatch.latents import decoder_of, to_pictures
 from momatch.model import Model
 from momatch.teachers.own import load_any, load_teacher
@@ -122,10 +123,12 @@ def evaluate(arguments: list[str], console: Console) -> None:
                 f"{model.info['teacher']} is not the teacher that {parsed.run} was distilled from; "
                 "put that one back there, or leave out --teacher-steps"
             )
+        check_fit(teacher, data.heldout)
         candidates.insert(0, Candidate("teacher", teacher, counts))
     for candidate in candidates:
+        cond = fixed_cond(candidate.model, data.heldout, parsed.num)
         for k in candidate.steps:
-            candidate.model.check_request(parsed.num, k, None, parsed.seed)
+            candidate.model.check_request(parsed.num, k, cond, parsed.seed)
     directory = Path(parsed.run) if (Path(parsed.run) / "config.json").is_file() else None
     measure(directory, candidates, data, parsed.num, parsed.seed, console)
 
@@ -165,12 +168,15 @@ def guidance(arguments: list[str], console: Console) -> None:
     check_out(parsed.out, ".png", ".svg")
     scales = numbers(parsed.scales, "--scales")
     model = load_any(parsed.run)
-    if not model.denoiser.null_values:
+    if not model.denoiser.null_values and not model.cond_shapes:
         raise UsageError(f"{parsed.run} has no null condition, so it cannot be guided")
     data = data_for(model, parsed.data)
     check_fit(model, data.heldout)
+    model = with_null_condition(model, data.heldout)
+    for scale in filter(None, scales):
+        check_null_condition(model, data.heldout, scale)
     steps = model.steps if parsed.steps is None else parsed.steps
-    model.check_request(parsed.num, steps, None, parsed.seed)
+    model.check_request(parsed.num, steps, fixed_cond(model, data.heldout, parsed.num), parsed.seed)
     candidates = []
     for scale in scales:
         config = replace(parsed.guidance, scale=scale)

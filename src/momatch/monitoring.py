@@ -111,6 +111,8 @@ class Monitor:
         """What is alarming about a step's metrics; empty if nothing is."""
         alarms = []
         std, mean = metrics.get("student_std"), metrics.get("student_mean")
+        if not self.data_std:  # stand-ins for pictures, in a run that uses none
+            std = mean = None
         if std is not None and not 0.5 < std / self.data_std < 1.5:
             alarms.append(
                 f"the student's outputs have standard deviation {std:.3g}, the data {self.data_std:.3g}; "
