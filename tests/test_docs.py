@@ -90,3 +90,16 @@ def test_the_tables_of_the_digits_study_are_what_was_recorded():
     assert module.difference_table({**report, "differences": students}) in page
     names = [f"teacher-{k}" for k in (1024, 256, 64, 8)] + [f"student-{k}" for k in (8, 4, 2, 1)]
     assert module.readme_table(report, names) in readme
+
+
+def test_the_tables_of_the_methods_and_options_are_what_was_recorded():
+    page = (ROOT / "docs" / "numbers.md").read_text()
+    module, report = study("2026-11-24-digits-table.json")
+    assert module.methods_table(report) in page
+    rows = (
+        study("2026-11-24-digits-more.json")[1]["rows"] + study("2026-11-23-digits-methods.json")[1]["rows"]
+    )
+    options = ("adaptive", "dropout", "interpolated", "rollout", "shift", "warm")
+    for kinds in (options, ("fresh",), ("guided0.25", "guided0.5", "guided1", "guided2")):
+        chosen = [row for row in rows if row["name"].rsplit("-", 1)[0] in kinds]
+        assert module.methods_table({"rows": chosen}) in page, kinds
