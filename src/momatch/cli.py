@@ -13,6 +13,7 @@ COMMANDS = {
     "sample": "draw pictures from a run: momatch sample RUN --steps 4 --num 64 --out grid.png",
     "evaluate": "measure a run's model against held-out data: momatch evaluate RUN --steps 1,2,4,8",
     "guidance": "what guidance gives and costs: momatch guidance RUN --scales 0,0.5,1,2 --out curve.png",
+    "export": "write a student for diffusers, or as ONNX: momatch export RUN DIR",
     "report": "write a run's report.html: momatch report RUN",
     "plan": "parameters, memory and time of a recipe, before anything is trained: momatch plan RECIPE",
     "prepare": "encode pictures and captions once: momatch prepare SOURCE --out DIR --teacher PIPELINE",

@@ -26,6 +26,7 @@ from momatch.model import Model
 from momatch.preparation import PrepareConfig
 from momatch.preparation import prepare as encode
 from momatch.progress import Interrupted, follow, follow_preparation
+from momatch.publication import export
 from momatch.recipes import RECIPES, recipe
 from momatch.runs import Run
 from momatch.teachers.own import load_any, load_teacher
@@ -47,6 +48,7 @@ def run(name: str, arguments: list[str]) -> int:
             "sample": sample,
             "evaluate": evaluate,
             "guidance": guidance,
+            "export": export,
             "report": report,
             "plan": plan,
             "prepare": prepare,

@@ -1,0 +1,1 @@
+"""A student as others open it: a folder for diffusers, or ONNX."""

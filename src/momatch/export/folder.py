@@ -1,0 +1,130 @@
+"""A student as a folder that `DiffusionPipeline.from_pretrained` opens.
+
+DIR/
+  model_index.json     the pipeline: the teacher's class, and where its parts are
+  unet/ transformer/   the student's network, as diffusers saves it
+  scheduler/           its sampler, its step count and its noise levels
+  vae/ tokenizer/ …    the teacher's other parts, copied
+  README.md            the model card
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from momatch.errors import UsageError
+from momatch.export import card, noise
+from momatch.files import write_atomically
+from momatch.model import Model
+from momatch.networks.configs import DiffusersConfig
+from momatch.pipelines import DENOISERS, MODEL_INDEX, components, import_diffusers
+
+PLAIN_PIPELINE = "DDPMPipeline"  # what opens a UNet2DModel and a sampler, and nothing else
+MARK = "momatch-export.json"  # tells a folder that an export wrote from one that it must not touch
+
+
+def export_folder(model: Model, directory: Path, name: str, licence: str | None, run: Path | None) -> None:
+    """Write the folder; a former export there is replaced.
+
+    Args:
+        model: the student.
+        directory: where.
+        name: how the card's snippet calls it: the folder, or its name on the hub.
+        licence: of the student; the teacher's if None.
+        run: the run's folder, for the figures of its evaluation.
+
+    Raises:
+        UsageError: if diffusers has no class for the student's network, or the folder holds something else.
+    """
+    network = model.network
+    if not isinstance(network, DiffusersConfig):
+        raise UsageError(
+            f"this student's network is a {type(network).__name__.removesuffix('Config')}, for which diffusers "
+            "has no class; use --format onnx, or keep it as it is: momatch.load_student opens it"
+        )
+    pipeline = pipeline_folder(model)
+    kind, part = _pipeline_class(network, pipeline)
+    diffusers = import_diffusers()
+    claim(directory)
+    library = _save_network(model, directory / part)
+    scheduler = noise.sampler(model)
+    index: dict[str, Any] = {"_class_name": kind, "_diffusers_version": diffusers.__version__}
+    index |= _copy_parts(pipeline, directory) if pipeline else {}
+    index |= {part: [library, network.class_name], "scheduler": noise.write(scheduler, directory)}
+    contents = json.dumps(index, indent=2) + "\n"
+    write_atomically(directory / MODEL_INDEX, lambda path: path.write_text(contents))
+    text = card.render(model, name, kind, noise.is_stock(scheduler), licence, pipeline, run)
+    write_atomically(directory / "README.md", lambda path: path.write_text(text))
+
+
+def claim(directory: Path) -> None:
+    """Make `directory` an empty folder for an export.
+
+    Raises:
+        UsageError: if it holds something that no export wrote.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is a file; choose another folder to export to")
+    if directory.is_dir() and any(directory.iterdir()):
+        if not (directory / MARK).is_file():
+            raise UsageError(f"{directory} is not empty and no former export; choose another folder")
+        shutil.rmtree(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / MARK).write_text('{"made_by": "momatch export"}\n')
+    except OSError as error:
+        raise UsageError(f"cannot write {directory}: {error.strerror}; choose another folder") from None
+
+
+def pipeline_folder(model: Model) -> Path | None:
+    """The folder of the teacher's pipeline, fetched from the hub if it came from there; None if it had none."""
+    source = model.info.get("pipeline")
+    if source is None:
+        return None
+    path = Path(source)
+    if not path.exists() and not path.is_absolute():
+        from huggingface_hub import snapshot_download
+
+        left_out = [f"{part}/*" for part in DENOISERS] + ["*.bin", "*.ckpt", "*.pt", "*.onnx*", "*.msgpack"]
+        path = Path(snapshot_download(str(source), ignore_patterns=left_out))
+    if not path.is_dir():
+        raise UsageError(
+            f"the teacher's pipeline {source} is gone; put it back there: its other parts are copied from it"
+        )
+    return path if (path / MODEL_INDEX).is_file() else None
+
+
+def _pipeline_class(network: DiffusersConfig, pipeline: Path | None) -> tuple[str, str]:
+    """The pipeline's class, and the name that it gives the network."""
+    if network.class_name == "UNet2DModel":
+        return PLAIN_PIPELINE, "unet"
+    if pipeline is None:
+        raise UsageError(
+            f"a {network.class_name} needs the other parts of a pipeline (autoencoder, text encoder), and its "
+            "teacher was loaded without one; distil a teacher from a pipeline's folder, or use --format onnx"
+        )
+    found = components(pipeline)
+    part = next((name for name in DENOISERS if found.get(name)), None)
+    if part is None:
+        raise UsageError(f"the pipeline {pipeline} has none of {', '.join(DENOISERS)}")
+    return str(found["_class_name"]), part
+
+
+def _save_network(model: Model, directory: Path) -> str:
+    """By diffusers' own save_pretrained; returns the library's name for model_index.json."""
+    network: Any = model.denoiser.network
+    network.model.save_pretrained(directory, safe_serialization=True)
+    return "diffusers"
+
+
+def _copy_parts(pipeline: Path, directory: Path) -> dict[str, Any]:
+    """Copy what is neither network nor sampler; returns the entries of model_index.json, options included."""
+    index = json.loads((pipeline / MODEL_INDEX).read_text())
+    kept = {k: v for k, v in index.items() if not k.startswith("_") and k not in (*DENOISERS, "scheduler")}
+    for name in kept:
+        if (pipeline / name).is_dir():
+            shutil.copytree(pipeline / name, directory / name)
+    return kept

@@ -1,0 +1,86 @@
+"""The command that gives a student away: export."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from tyro.conf import Positional
+
+from momatch.arguments import parse
+from momatch.errors import RunError, UsageError
+from momatch.model import Model
+from momatch.teachers.own import load_student
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Write a student as others open it.
+
+    Attributes:
+        run: folder of a distillation run, or of a student.
+        directory: the folder to write.
+        format: "diffusers", a folder for DiffusionPipeline.from_pretrained; or "onnx", one network call.
+        license: of the student, for its card; the teacher's, if left out.
+        push_to_hub: also upload the folder to the Hugging Face hub, under this name: organisation/name.
+    """
+
+    run: Positional[Path]
+    directory: Positional[Path]
+    format: Literal["diffusers", "onnx"] = "diffusers"
+    license: str | None = None
+    push_to_hub: str | None = None
+
+
+def export(arguments: list[str], console: Console) -> None:
+    """`momatch export RUN DIR`."""
+    parsed = parse(ExportArguments, arguments, "export")
+    hub = parsed.push_to_hub
+    if hub is not None and not HUB_NAME.fullmatch(hub):
+        raise UsageError(f"--push-to-hub {hub} is no name on the hub; give organisation/name")
+    model = load_student(parsed.run)
+    _write(model, parsed, hub or str(parsed.directory))
+    console.print(
+        f"{parsed.format} folder of a {model.steps}-step student: {parsed.directory}", soft_wrap=True
+    )
+    if hub:
+        console.print(f"uploaded: {push(parsed.directory, hub)}", soft_wrap=True)
+
+
+def _write(model: Model, parsed: ExportArguments, name: str) -> None:
+    from momatch.export.folder import claim, export_folder
+
+    if parsed.format == "onnx":
+        from momatch.export.onnx import export_onnx
+
+        claim(parsed.directory)
+        export_onnx(model, parsed.directory)
+    else:
+        export_folder(model, parsed.directory, name, parsed.license, parsed.run)
+
+
+def push(directory: Path, name: str) -> str:
+    """Upload a folder to the hub; returns its address.
+
+    Raises:
+        RunError: if the hub does not take it.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise UsageError("huggingface_hub is not installed; pip install 'momatch[diffusers]'") from None
+    try:
+        api = HfApi()
+        api.create_repo(name, exist_ok=True)
+        return str(api.upload_folder(repo_id=name, folder_path=str(directory)))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunError(
+            f"the hub does not take {name} ({type(error).__name__}: {reason}); the folder {directory} is "
+            "complete: log in (hf auth login) and run the same command again"
+        ) from None
