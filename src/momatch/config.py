@@ -232,7 +232,10 @@ class DistillConfig:
     """Distilling a teacher by moment matching.
 
     Attributes:
-        teacher: "digits" (shipped with the package), or the folder of a teacher or of a run that trained one.
+        teacher: "digits" (shipped with the package), or the folder of a teacher or of a run that trained one;
+            a diffusers pipeline's folder or name on the hub; package.module:function, which returns a Model.
+        null_label: the label that means "no class" to a diffusers UNet2DModel; -1 if it knows none.
+        teacher_size: side of what a diffusers teacher makes, where its files do not say; 0 means as they say.
         data: "digits", or a folder or .npz of pictures.
         image_size: as in training a teacher.
         steps: k, network calls of the student, 1 to 16.
@@ -258,6 +261,8 @@ class DistillConfig:
     """
 
     teacher: str = "digits"
+    null_label: int = -1
+    teacher_size: int = 0
     data: str = "digits"
     image_size: int = 0
     steps: int = 8

@@ -19,7 +19,7 @@ from momatch.data.sources import load_data
 from momatch.errors import UsageError
 from momatch.evaluation.sweep import Row
 from momatch.model import Model
-from momatch.teachers.own import load_any, load_teacher
+from momatch.teachers.load import load_any, load_teacher
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def sample(arguments: list[str], console: Console) -> None:
         raise UsageError(f"--eta {parsed.eta} must lie in [0, 1]: 0 is DDIM, 1 is ancestral")
     model = load_any(parsed.run)
     steps = model.steps if parsed.steps is None else parsed.steps
-    model.check_request(parsed.num, steps, None, parsed.seed)
-    cond = label_cond(parsed.labels, parsed.num, model)
+    cond = label_cond(parsed.labels, max(parsed.num, 0), model)
+    model.check_request(parsed.num, steps, cond, parsed.seed)
     images = model.sample(parsed.num, steps, cond, parsed.seed, parsed.eta)
     if parsed.out.suffix == ".npz":
         import numpy as np
@@ -116,7 +116,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
                 f"--teacher-steps {parsed.teacher_steps}: {parsed.run} is no student; use --steps instead"
             )
         counts = integers(parsed.teacher_steps, "--teacher-steps")
-        teacher = load_teacher(str(model.info["teacher"]))
+        teacher = _teacher_of(model)
         if inputs.get("teacher", teacher.fingerprint()) != teacher.fingerprint():
             raise UsageError(
                 f"{model.info['teacher']} is not the teacher that {parsed.run} was distilled from; "
@@ -125,7 +125,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
         candidates.insert(0, Candidate("teacher", teacher, counts))
     for candidate in candidates:
         for k in candidate.steps:
-            candidate.model.check_request(parsed.num, k, None, parsed.seed)
+            candidate.model.check_request(parsed.num, k, label_cond(None, parsed.num, model), parsed.seed)
     directory = Path(parsed.run) if (Path(parsed.run) / "config.json").is_file() else None
     measure(directory, candidates, data, parsed.num, parsed.seed, console)
 
@@ -170,7 +170,7 @@ def guidance(arguments: list[str], console: Console) -> None:
     data = data_for(model, parsed.data)
     check_fit(model, data.heldout)
     steps = model.steps if parsed.steps is None else parsed.steps
-    model.check_request(parsed.num, steps, None, parsed.seed)
+    model.check_request(parsed.num, steps, label_cond(None, max(parsed.num, 0), model), parsed.seed)
     candidates = []
     for scale in scales:
         config = replace(parsed.guidance, scale=scale)
@@ -206,6 +206,16 @@ def report(arguments: list[str], console: Console) -> None:
     console.print(f"Report: {write_report(parsed.run)}", soft_wrap=True)
 
 
+def _teacher_of(student: Model) -> Model:
+    config = student.info.get("config", {})
+    null_label = int(config.get("null_label", -1))
+    return load_teacher(
+        str(student.info["teacher"]),
+        null_label if null_label >= 0 else None,
+        int(config.get("teacher_size", 0)) or None,
+    )
+
+
 def measure(
     directory: Path | None,
     candidates: list[Candidate],
@@ -233,8 +243,15 @@ def grid_columns(num: int) -> int:
 
 def data_for(model: Model, source: str | None) -> Split:
     """The data of that name, or what the model was trained on; pictures at the size the model makes."""
-    size = int(model.info.get("config", {}).get("image_size", 0))
-    return load_data(source or str(model.info.get("data", "digits")), size)
+    known = source or model.info.get("data")
+    if known is None:
+        raise UsageError(
+            "this model does not say what it was trained on; name data to compare with by --data"
+        )
+    size = int(model.info.get("config", {}).get("image_size", 0)) or (
+        model.sample_shape[-1] if "pipeline" in model.info else 0
+    )
+    return load_data(str(known), size)
 
 
 def check_out(path: Path, *suffixes: str) -> None:

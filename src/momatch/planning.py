@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from momatch.assembly import distillation, teacher_training
+from momatch.assembly import distillation, teacher_of, teacher_training
 from momatch.config import DistillConfig, RunConfig, TeacherConfig
 from momatch.data.images import Split
 from momatch.methods.base import Method
@@ -354,9 +354,7 @@ def _build(config: RunConfig, teacher: Model | None, data: Split | None) -> tupl
         run = teacher_training(data, config, None)
         return run, dict(run.method.trainable)
     if teacher is None:
-        from momatch.teachers.own import load_teacher
-
-        teacher = load_teacher(config.teacher)
+        teacher = teacher_of(config)
     run = distillation(teacher, data, config, None)
     return run, {"teacher": teacher.denoiser, **run.method.trainable}
 
