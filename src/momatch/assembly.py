@@ -73,6 +73,7 @@ def distillation(
         "data": config.data,
         "config": to_json(config),
         "inputs": inputs,
+        **{key: teacher.info[key] for key in ("pipeline", "vae") if key in teacher.info},
     }
     model = Student(
         student,
@@ -286,6 +287,11 @@ def check_fit(model: Model, images: ImageSet) -> None:
         raise ConfigError(
             f"the data ({images.name}) are pictures of shape {shape}, the model makes {model.sample_shape}; "
             "choose a teacher (--teacher) and data (--data) that fit each other"
+        )
+    if model.num_classes > 1 and images.num_classes < 2 and "label" not in model.denoiser.null_values:
+        raise ConfigError(
+            f"the data ({images.name}) have no labels, the model must be given one of {model.num_classes}; "
+            "put each class of pictures into a folder of its own"
         )
     if model.num_classes and images.num_classes > model.num_classes:
         raise ConfigError(

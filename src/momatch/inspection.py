@@ -116,7 +116,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
                 f"--teacher-steps {parsed.teacher_steps}: {parsed.run} is no student; use --steps instead"
             )
         counts = integers(parsed.teacher_steps, "--teacher-steps")
-        teacher = _teacher_of(model)
+        teacher = teacher_of_student(model)
         if inputs.get("teacher", teacher.fingerprint()) != teacher.fingerprint():
             raise UsageError(
                 f"{model.info['teacher']} is not the teacher that {parsed.run} was distilled from; "
@@ -206,7 +206,8 @@ def report(arguments: list[str], console: Console) -> None:
     console.print(f"Report: {write_report(parsed.run)}", soft_wrap=True)
 
 
-def _teacher_of(student: Model) -> Model:
+def teacher_of_student(student: Model) -> Model:
+    """The teacher that a student was distilled from, loaded as it was then."""
     config = student.info.get("config", {})
     null_label = int(config.get("null_label", -1))
     return load_teacher(
@@ -248,9 +249,10 @@ def data_for(model: Model, source: str | None) -> Split:
         raise UsageError(
             "this model does not say what it was trained on; name data to compare with by --data"
         )
-    size = int(model.info.get("config", {}).get("image_size", 0)) or (
-        model.sample_shape[-1] if "pipeline" in model.info else 0
-    )
+    if "pipeline" in model.info and not {"config", "vae"} & set(model.info):
+        size = model.sample_shape[-1]  # a teacher of pixels from elsewhere
+    else:
+        size = int(model.info.get("config", {}).get("image_size", 0))
     return load_data(str(known), size)
 
 

@@ -105,18 +105,22 @@ def test_estimates_and_steps_are_those_of_diffusers(name, tmp_path):
     cond, z = condition(model), draw(N, *model.sample_shape)
     total, stock = len(scheduler.betas), diffusers.DDIMScheduler.from_config(scheduler.config)
     stock.set_timesteps(total)
+    ancestral = diffusers.DDPMScheduler.from_config(scheduler.config)
     for index in (i * (total - 1) // 199 for i in INDICES):
         logsnr = model.schedule(torch.full((N,), (index + 1) / total, dtype=torch.float64))
         with torch.no_grad():
             ours = model.denoiser(z, logsnr, cond)
             output = raw(model, z, torch.full((N,), float(index)), cond)
         close(ours, stock.step(output, index, z).pred_original_sample)
-        if index and scheduler.alphas_cumprod[index] > 0:  # where it is 0, DDIM takes the root of −1e-8
-            noise = draw(*z.shape, seed=2)
-            theirs = stock.step(output, index, z, eta=1.0, variance_noise=noise).prev_sample
+        # Where ᾱ is 0, it is 1e-13 here, which tells in a step of 1/T (7e-4 of z); and DDIM takes √−1e-8.
+        if index and scheduler.alphas_cumprod[index] > 0:
             before = model.schedule(torch.full((N,), index / total, dtype=torch.float64))
             mean, variance = momatch.process.posterior(z, ours, before, logsnr)
-            close(mean + variance.sqrt() * noise, theirs)
+            noise = draw(*z.shape, seed=2)
+            step = mean + variance.sqrt() * noise
+            generator = torch.Generator().manual_seed(2)
+            close(step, ancestral.step(output, index, z, generator=generator).prev_sample)
+            close(step, stock.step(output, index, z, eta=1.0, variance_noise=noise).prev_sample)
 
 
 SCHEDULERS = [
