@@ -27,10 +27,10 @@ _HOMES = {
     "distill": "momatch.assembly",
     "load_data": "momatch.data.sources",
     "load_student": "momatch.teachers.own",
-    "load_teacher": "momatch.teachers.own",
+    "load_teacher": "momatch.teachers.load",
     "recipe": "momatch.recipes",
 }
-_MODULES = ("analytic", "evaluation", "methods", "process", "sampling", "schedules")
+_MODULES = ("analytic", "conventions", "evaluation", "methods", "process", "sampling", "schedules")
 
 # Imported on first use, so neither checker finds the names.
 __all__ = ["__version__", *_HOMES, *_MODULES]  # noqa: F822 # pyright: ignore[reportUnsupportedDunderAll]

@@ -30,6 +30,7 @@ from momatch.networks import registry
 from momatch.networks.adapted import AdaptedNetwork, share
 from momatch.runs import Best, Run, claim
 from momatch.schedules import NoiseSchedule
+from momatch.teachers.load import load_teacher
 from momatch.training import checkpoint
 from momatch.training.batches import Batches, image_batches
 from momatch.training.seeding import derive_seed
@@ -71,6 +72,7 @@ def distillation(
         "config": to_json(config),
         "inputs": inputs,
         **_pipeline(data.train, teacher),
+        **({"vae": teacher.info["vae"]} if "vae" in teacher.info else {}),
     }
     model = Student(
         student,
@@ -84,6 +86,16 @@ def distillation(
     )
     batches = _batches(images, teacher, config)
     return Run(config, method, batches, model, images, path, reference, Best(path), inputs)
+
+
+def teacher_of(config: DistillConfig) -> Model:
+    """The teacher that a config names.
+
+    Raises:
+        UsageError: if there is none, or something about it has to be told.
+    """
+    null_label = config.null_label if config.null_label >= 0 else None
+    return load_teacher(config.teacher, null_label, config.teacher_size or None)
 
 
 def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from momatch import validation
 from momatch.arguments import base_config, parse
-from momatch.assembly import distillation, teacher_training
+from momatch.assembly import distillation, teacher_of, teacher_training
 from momatch.assessment import Candidate
 from momatch.config import DistillConfig, RunConfig, TeacherConfig
 from momatch.data.sources import load_data
@@ -29,7 +29,7 @@ from momatch.progress import Interrupted, follow, follow_preparation
 from momatch.publication import export
 from momatch.recipes import RECIPES, recipe
 from momatch.runs import Run
-from momatch.teachers.own import load_any, load_teacher
+from momatch.teachers.load import load_any
 
 
 def run(name: str, arguments: list[str]) -> int:
@@ -80,7 +80,7 @@ def demo(arguments: list[str], console: Console) -> None:
     parsed = parse(DemoArguments, arguments, "demo")
     config = recipe("demo")
     assert isinstance(config, DistillConfig)
-    teacher, data = load_teacher(config.teacher), load_data(config.data, config.image_size)
+    teacher, data = teacher_of(config), load_data(config.data, config.image_size)
     console.print(
         f"Teacher: {count(teacher)} parameters, trained on {len(data.train)} digits; "
         f"{len(data.heldout)} are held out.\n"
@@ -154,7 +154,7 @@ def distill(arguments: list[str], console: Console) -> None:
     parsed = parse(DistillArguments, rest, "distill RECIPE", DistillArguments(tyro.MISSING, base))
     config = parsed.config
     validation.check(config)
-    teacher, data = load_teacher(config.teacher), load_data(config.data, config.image_size)
+    teacher, data = teacher_of(config), load_data(config.data, config.image_size)
     finish(distillation(teacher, data, config, parsed.out), "distilling", console)
     out = shlex.quote(str(parsed.out))
     console.print(

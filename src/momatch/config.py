@@ -233,7 +233,10 @@ class DistillConfig:
     """Distilling a teacher by moment matching.
 
     Attributes:
-        teacher: "digits" (shipped with the package), or the folder of a teacher or of a run that trained one.
+        teacher: "digits" (shipped with the package), or the folder of a teacher or of a run that trained one;
+            a diffusers pipeline's folder or name on the hub; package.module:function, which returns a Model.
+        null_label: the label that means "no class" to a diffusers UNet2DModel; -1 if it knows none.
+        teacher_size: side of what a diffusers teacher makes, where its files do not say; 0 means as they say.
         data: "digits", a folder or .npz of pictures, a folder that momatch prepare wrote, and what else
             docs/data.md names.
         image_size: as in training a teacher.
@@ -260,6 +263,8 @@ class DistillConfig:
     """
 
     teacher: str = "digits"
+    null_label: int = -1
+    teacher_size: int = 0
     data: str = "digits"
     image_size: int = 0
     steps: int = 8

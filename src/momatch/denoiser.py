@@ -30,15 +30,19 @@ class Denoiser(nn.Module):
             condition, or knows none that means nothing.
         time: the network's clock and scale of z; λ and momatch's own by default.
         sigma_data: of prediction "edm".
+        clip: the estimate is kept in ± this, as many samplers of pixels do: where α is small, an ε-network's
+            errors are amplified 1/α-fold. In training the gradient passes as if nothing were clipped, or the
+            network could not find its way back. None does not clip.
     """
 
     def __init__(
         self,
         network: nn.Module,
         prediction: process.Prediction = "v",
-        null_values: Mapping[str, int | Tensor] | None = None,
+        null_values: Mapping[str, float | Tensor] | None = None,
         time: TimeConvention | None = None,
         sigma_data: float = process.SIGMA_DATA,
+        clip: float | None = None,
     ):
         super().__init__()
         self.network = network
@@ -46,6 +50,7 @@ class Denoiser(nn.Module):
         self.null_values = dict(null_values or {})
         self.time = time or conventions.logsnr()
         self.sigma_data = sigma_data
+        self.clip = clip
 
     def forward(self, z: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
         """Estimate x: z (B, …), logsnr (B,), cond or None (nothing asked for) → (B, …)."""
@@ -55,7 +60,13 @@ class Denoiser(nn.Module):
         if self.time.input_scale is not None:
             seen = z * self.time.input_scale(logsnr).to(z.dtype).view(-1, *(1,) * (z.ndim - 1))
         output = self.network(seen, self.time.to_time(logsnr), cond)
-        return process.to_x(output, z, logsnr, self.prediction, self.sigma_data)
+        x = process.to_x(output, z, logsnr, self.prediction, self.sigma_data)
+        return x if self.clip is None else self._clipped(x, self.clip)
+
+    def _clipped(self, x: Tensor, bound: float) -> Tensor:
+        """X in ± bound; in training, with the gradient of x itself (straight through)."""
+        inside = x.clamp(-bound, bound)
+        return x + (inside - x).detach() if self.training else inside
 
     @property
     def unwrapped(self) -> Denoiser:
@@ -81,7 +92,7 @@ class Denoiser(nn.Module):
         return {key: value.expand(size, *value.shape) for key, value in values.items()}
 
 
-def _null_like(null: int | Tensor, value: Tensor) -> Tensor:
+def _null_like(null: float | Tensor, value: Tensor) -> Tensor:
     if isinstance(null, Tensor):
         return null.to(value).expand(value.shape)
     return torch.full_like(value, null)
@@ -97,7 +108,7 @@ class Wrapper(Denoiser):
         self.denoiser = denoiser
         self.prediction: process.Prediction = denoiser.prediction
         self.null_values = denoiser.null_values
-        self.time, self.sigma_data = denoiser.time, denoiser.sigma_data
+        self.time, self.sigma_data, self.clip = denoiser.time, denoiser.sigma_data, denoiser.clip
 
     @property
     def unwrapped(self) -> Denoiser:

@@ -33,6 +33,11 @@ def check_fit(model: Model, images: ImageSet) -> None:
             f"the data ({images.name}) are {what} of shape {shape}, the model makes "
             f"{model.sample_shape}; {REMEDY}"
         )
+    if model.num_classes > 1 and images.num_classes < 2 and "label" not in model.denoiser.null_values:
+        raise ConfigError(
+            f"the data ({images.name}) have no labels, the model must be given one of {model.num_classes}; "
+            "put each class of pictures into a folder of its own"
+        )
     if model.num_classes and images.num_classes > model.num_classes:
         raise ConfigError(
             f"the data ({images.name}) have {images.num_classes} classes, the model knows "

@@ -24,7 +24,7 @@ from momatch.evaluation.sweep import Row
 from momatch.fit import check_fit, check_null_condition, with_null_condition
 from momatch.latents import decoder_of, to_pictures
 from momatch.model import Model
-from momatch.teachers.own import load_any, load_teacher
+from momatch.teachers.load import load_any, load_teacher
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def sample(arguments: list[str], console: Console) -> None:
         raise UsageError(f"--eta {parsed.eta} must lie in [0, 1]: 0 is DDIM, 1 is ancestral")
     model = load_any(parsed.run)
     steps = model.steps if parsed.steps is None else parsed.steps
-    model.check_request(parsed.num, steps, None, parsed.seed)
-    cond = label_cond(parsed.labels, parsed.num, model)
+    cond = label_cond(parsed.labels, max(parsed.num, 0), model)
+    model.check_request(parsed.num, steps, cond, parsed.seed)
     decoder = decoder_of(model)
     images = model.sample(parsed.num, steps, cond, parsed.seed, parsed.eta)
     images = images if decoder is None else decoder(images)
@@ -117,7 +117,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
                 f"--teacher-steps {parsed.teacher_steps}: {parsed.run} is no student; use --steps instead"
             )
         counts = integers(parsed.teacher_steps, "--teacher-steps")
-        teacher = load_teacher(str(model.info["teacher"]))
+        teacher = teacher_of_student(model)
         if inputs.get("teacher", teacher.fingerprint()) != teacher.fingerprint():
             raise UsageError(
                 f"{model.info['teacher']} is not the teacher that {parsed.run} was distilled from; "
@@ -176,7 +176,8 @@ def guidance(arguments: list[str], console: Console) -> None:
     for scale in filter(None, scales):
         check_null_condition(model, data.heldout, scale)
     steps = model.steps if parsed.steps is None else parsed.steps
-    model.check_request(parsed.num, steps, fixed_cond(model, data.heldout, parsed.num), parsed.seed)
+    cond = fixed_cond(model, data.heldout, max(parsed.num, 0))
+    model.check_request(parsed.num, steps, cond, parsed.seed)
     candidates = []
     for scale in scales:
         config = replace(parsed.guidance, scale=scale)
@@ -210,6 +211,17 @@ def report(arguments: list[str], console: Console) -> None:
     if not (parsed.run / "config.json").is_file():
         raise UsageError(f"{parsed.run} is not the folder of a run (no config.json)")
     console.print(f"Report: {write_report(parsed.run)}", soft_wrap=True)
+
+
+def teacher_of_student(student: Model) -> Model:
+    """The teacher that a student was distilled from, loaded as it was then."""
+    config = student.info.get("config", {})
+    null_label = int(config.get("null_label", -1))
+    return load_teacher(
+        str(student.info["teacher"]),
+        null_label if null_label >= 0 else None,
+        int(config.get("teacher_size", 0)) or None,
+    )
 
 
 def measure(
@@ -251,8 +263,16 @@ def grid_columns(num: int) -> int:
 
 def data_for(model: Model, source: str | None) -> Split:
     """The data of that name, or what the model was trained on; pictures at the size the model makes."""
-    size = int(model.info.get("config", {}).get("image_size", 0))
-    return load_data(source or str(model.info.get("data", "digits")), size)
+    known = source or model.info.get("data")
+    if known is None:
+        raise UsageError(
+            "this model does not say what it was trained on; name data to compare with by --data"
+        )
+    if "pipeline" in model.info and not {"config", "vae"} & set(model.info):
+        size = model.sample_shape[-1]  # a teacher of pixels from elsewhere
+    else:
+        size = int(model.info.get("config", {}).get("image_size", 0))
+    return load_data(str(known), size)
 
 
 def check_out(path: Path, *suffixes: str) -> None:

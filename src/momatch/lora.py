@@ -24,7 +24,7 @@ def merged(model: Model) -> Model:
     if not isinstance(network, AdaptedNetwork):
         return model
     old = model.denoiser
-    denoiser = Denoiser(network.merged(), old.prediction, old.null_values, old.time, old.sigma_data)
+    denoiser = Denoiser(network.merged(), old.prediction, old.null_values, old.time, old.sigma_data, old.clip)
     return replace(model, denoiser=denoiser.train(old.training))
 
 

@@ -154,7 +154,8 @@ class Model:
             return
         if not known:
             raise UsageError("this model is unconditional; leave labels out")
-        if set(cond) != set(known):
+        optional = {key for key, null in self.denoiser.null_values.items() if isinstance(null, float)}
+        if not set(known) - optional <= set(cond) <= set(known):
             raise UsageError(f"this model takes {', '.join(known)} as condition, not {', '.join(cond)}")
         for key, value in cond.items():
             if len(value) != n:
@@ -196,6 +197,7 @@ class Model:
             "network": registry.to_json(self.network),
             "prediction": self.denoiser.prediction,
             "sigma_data": self.denoiser.sigma_data,
+            "clip": self.denoiser.clip,
             "time": {"name": self.denoiser.time.name, **self.denoiser.time.options},
             "null_values": {k: v for k, v in nulls.items() if k not in tensors},
             "schedule": {"name": self.schedule.name, **self.schedule.options},
@@ -267,6 +269,7 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
         nulls,
         conventions.build(**description.get("time", {"name": "logsnr"})),
         float(description.get("sigma_data", process.SIGMA_DATA)),
+        description.get("clip"),
     )
     kind = Student if description["info"].get("role") == "student" else Model
     return kind(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from momatch.assembly import distillation, teacher_training
+from momatch.assembly import distillation, teacher_of, teacher_training
 from momatch.config import DistillConfig, RunConfig, TeacherConfig
 from momatch.data.images import Split
 from momatch.data.rows import held_bytes
@@ -320,10 +320,7 @@ def _build(
 
         data = load_data(config.data, config.image_size)
     if isinstance(config, DistillConfig):
-        if teacher is None:
-            from momatch.teachers.own import load_teacher
-
-            teacher = load_teacher(config.teacher)
+        teacher = teacher or teacher_of(config)
         run = distillation(teacher, data, config, None)
         networks = {"teacher": teacher.denoiser, **run.method.trainable}
     else:

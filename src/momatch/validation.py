@@ -102,6 +102,7 @@ def _check_distillation(config: DistillConfig) -> None:
     _require(1 <= config.steps <= MAX_STUDENT_STEPS, "steps", config.steps, f"use 1 to {MAX_STUDENT_STEPS}")
     guidance, stopping, instant = config.guidance, config.stopping, config.instant
     at_least_0 = {
+        "teacher_size": config.teacher_size,
         "teacher_term": config.teacher_term,
         "instant.lambda_steps": instant.lambda_steps,
         "instant.lambda_eps": instant.lambda_eps,

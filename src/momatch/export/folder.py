@@ -42,18 +42,19 @@ def export_folder(model: Model, directory: Path, name: str, licence: str | None,
     network = model.network
     if not isinstance(network, DiffusersConfig):
         raise UsageError(
-            f"this student's network is a {type(network).__name__.removesuffix('Config')}, for which diffusers "
-            "has no class; use --format onnx, or keep it as it is: momatch.load_student opens it"
+            f"this student's network is a {type(network).__name__.removesuffix('Config')}, for which "
+            "diffusers has no class; use --format onnx, or keep it as it is: momatch.load_student opens it"
         )
     pipeline = pipeline_folder(model)
     kind, part = _pipeline_class(network, pipeline)
     diffusers = import_diffusers()
     claim(directory)
-    library = _save_network(model, directory / part)
+    denoising: Any = model.denoiser.network
+    denoising.model.save_pretrained(directory / part, safe_serialization=True)
     scheduler = noise.sampler(model)
     index: dict[str, Any] = {"_class_name": kind, "_diffusers_version": diffusers.__version__}
     index |= _copy_parts(pipeline, directory) if pipeline else {}
-    index |= {part: [library, network.class_name], "scheduler": noise.write(scheduler, directory)}
+    index |= {part: ["diffusers", network.class_name], "scheduler": noise.write(scheduler, directory)}
     contents = json.dumps(index, indent=2) + "\n"
     write_atomically(directory / MODEL_INDEX, lambda path: path.write_text(contents))
     text = card.render(model, name, kind, noise.is_stock(scheduler), licence, pipeline, run)
@@ -80,7 +81,7 @@ def claim(directory: Path) -> None:
 
 
 def pipeline_folder(model: Model) -> Path | None:
-    """The folder of the teacher's pipeline, fetched from the hub if it came from there; None if it had none."""
+    """The folder of the teacher's pipeline, fetched if it came from the hub; None if it had none."""
     source = model.info.get("pipeline")
     if source is None:
         return None
@@ -103,21 +104,14 @@ def _pipeline_class(network: DiffusersConfig, pipeline: Path | None) -> tuple[st
         return PLAIN_PIPELINE, "unet"
     if pipeline is None:
         raise UsageError(
-            f"a {network.class_name} needs the other parts of a pipeline (autoencoder, text encoder), and its "
-            "teacher was loaded without one; distil a teacher from a pipeline's folder, or use --format onnx"
+            f"a {network.class_name} needs the other parts of a pipeline (autoencoder, text encoder), and "
+            "its teacher was loaded without one; distil one from a pipeline's folder, or use --format onnx"
         )
     found = components(pipeline)
     part = next((name for name in DENOISERS if found.get(name)), None)
     if part is None:
         raise UsageError(f"the pipeline {pipeline} has none of {', '.join(DENOISERS)}")
     return str(found["_class_name"]), part
-
-
-def _save_network(model: Model, directory: Path) -> str:
-    """By diffusers' own save_pretrained; returns the library's name for model_index.json."""
-    network: Any = model.denoiser.network
-    network.model.save_pretrained(directory, safe_serialization=True)
-    return "diffusers"
 
 
 def _copy_parts(pipeline: Path, directory: Path) -> dict[str, Any]:

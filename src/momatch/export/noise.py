@@ -20,7 +20,7 @@ def sampler(model: Model) -> Any:
 
 
 def stock_ddpm(model: Model) -> Any | None:
-    """diffusers' DDPMScheduler, if it takes exactly the student's steps; else None.
+    """Diffusers' DDPMScheduler, if it takes exactly the student's steps; else None.
 
     It does on the table of betas that the network was trained with, where k divides the table's length, so
     that "trailing" timesteps are those of t = 1, (k−1)/k, …; its "fixed_small" variance is the posterior's.
@@ -40,7 +40,7 @@ def stock_ddpm(model: Model) -> Any | None:
         variance_type="fixed_small",
         clip_sample=clip is not None,
         clip_sample_range=clip or 1.0,
-        prediction_type=PREDICTIONS[model.denoiser.prediction],
+        prediction_type=PREDICTIONS[model.denoiser.prediction],  # type: ignore (str for a Literal)
         timestep_spacing="trailing",
     )
 

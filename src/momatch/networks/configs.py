@@ -86,10 +86,12 @@ class DiffusersConfig:
     Attributes:
         class_name: of the model, e.g. "UNet2DModel".
         config: what that class's `from_config` takes; JSON types only.
+        negated: its output is to be read with the other sign.
     """
 
     class_name: str
     config: dict[str, Any] = field(default_factory=dict)
+    negated: bool = False
 
 
 @dataclass(frozen=True)
