@@ -103,7 +103,7 @@ class MomentMatchingScheduler(SchedulerMixin, ConfigMixin):
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the first sample, at the pipeline's scale."""
-        return 1 / self._alpha_sigma(0)[0] if self.config["space"] == "edm" else 1.0
+        return self._scale(0)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """What the network sees of the sample (B, …)."""

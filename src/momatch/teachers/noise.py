@@ -124,7 +124,9 @@ def _flow(settings: dict[str, Any], tokens: int, time_unit: float) -> Noise:
     if settings.get("use_dynamic_shifting"):
         shift = dynamic_shift(settings, tokens)
     multiplier = settings["num_train_timesteps"] / time_unit
-    return Noise(schedules.rectified_flow(float(shift)), conventions.flow(multiplier), "flow")
+    # Such networks know t′ = 1, pure noise; so does their student.
+    schedule = schedules.rectified_flow(float(shift), schedules.TABLE_LOGSNR_MIN)
+    return Noise(schedule, conventions.flow(multiplier), "flow")
 
 
 def dynamic_shift(settings: dict[str, Any], tokens: int) -> float:
