@@ -103,24 +103,31 @@ def load(
     heard = noise.read(scheduler, math.prod(side // patch for side in shape[1:]), unit)
     num_classes, cond_shapes, nulls = _conditions(class_name, found, null_label)
     network = DiffusersConfig(class_name, found, heard.negated)
-    info = {
-        "role": "teacher",
-        "pipeline": pipeline or str((folder if folder != part else _home(folder)).resolve()),
-        "scheduler": scheduler["_class_name"],
-    }
-    vae = _read(_home(folder) / "vae" / "config.json")
-    if vae:
-        info["vae"] = {
-            "scaling_factor": vae.get("scaling_factor", 0.18215),  # AutoencoderKL's own default
-            "shift_factor": vae.get("shift_factor") or 0.0,
-            **{key: vae[key] for key in ("latents_mean", "latents_std") if vae.get(key)},
-        }
+    info = _info(folder, scheduler, pipeline)
     denoiser = Denoiser(
         DiffusersNetwork(network, model), heard.prediction, nulls, heard.time, heard.sigma_data, heard.clip
     )
     return Model(
         denoiser.eval(), network, heard.schedule, shape, STEPS, num_classes, info, cond_shapes=cond_shapes
     )
+
+
+def _info(folder: Path, scheduler: dict[str, Any], pipeline: str | None) -> dict[str, Any]:
+    """Where it came from, and how its latents are scaled, if it makes latents."""
+    home = _home(folder)
+    info: dict[str, Any] = {
+        "role": "teacher",
+        "pipeline": pipeline or str(home.resolve()),
+        "scheduler": scheduler["_class_name"],
+    }
+    vae = _read(home / "vae" / "config.json")
+    if vae:
+        info["vae"] = {
+            "scaling_factor": vae.get("scaling_factor", 0.18215),  # AutoencoderKL's own default
+            "shift_factor": vae.get("shift_factor") or 0.0,
+            **{key: vae[key] for key in ("latents_mean", "latents_std") if vae.get(key)},
+        }
+    return info
 
 
 def _home(folder: Path) -> Path:
