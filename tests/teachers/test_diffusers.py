@@ -297,6 +297,18 @@ def test_a_bare_model_with_its_scheduler_in_it_or_beside_it(tmp_path):
         momatch.load_teacher(bare)
 
 
+def test_the_layouts_of_the_first_pipelines(tmp_path):
+    flat = folders.save(tmp_path / "flat", folders.unet(), ddpm(), pipeline=False)
+    (flat / "scheduler" / "scheduler_config.json").rename(flat / "scheduler_config.json")
+    (flat / "model_index.json").write_text("{}")
+    assert momatch.load_teacher(flat).info["pipeline"] == str(flat.resolve())
+    for make in (folders.dit, folders.pixart):
+        folder = folders.save(tmp_path / make.__name__, make(), ddpm())
+        name = momatch.load_teacher(folder).network.class_name
+        change(folder / "transformer" / "config.json", _class_name="Transformer2DModel")
+        assert momatch.load_teacher(folder).network.class_name == name == type(make()).__name__
+
+
 def test_a_name_on_the_hub(tmp_path, monkeypatch):
     import huggingface_hub
 

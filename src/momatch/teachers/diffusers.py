@@ -4,6 +4,8 @@ pipeline/                          model/
 model_index.json                   config.json
 unet/ or transformer/              diffusion_pytorch_model.safetensors
 scheduler/                         scheduler_config.json, or scheduler/ in it or beside it
+
+The oldest pipelines keep the files of their network beside model_index.json.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from momatch.networks.configs import DiffusersConfig
 from momatch.networks.diffusers import FAMILIES, FLUX_GUIDANCE, DiffusersNetwork, library
 from momatch.teachers import noise
 
+# What the first DiT and PixArt pipelines call their network, by its norm_type.
+LEGACY = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 STEPS = 64  # network calls that such a teacher samples with unless told otherwise
 FLUX_SIZE = 128  # of FluxPipeline's latents, unless told otherwise
 HUB_FILES = [
@@ -82,6 +86,8 @@ def load(
     part = _network_folder(folder)
     config = _read(part / "config.json")
     class_name = str(config.get("_class_name"))
+    if class_name == "Transformer2DModel":
+        class_name = LEGACY.get(str(config.get("norm_type")), class_name)
     if class_name not in FAMILIES:
         raise UsageError(
             f"{part} holds a {class_name}; momatch knows {', '.join(FAMILIES)}: wrap others in "
@@ -97,23 +103,31 @@ def load(
     heard = noise.read(scheduler, math.prod(side // patch for side in shape[1:]), unit)
     num_classes, cond_shapes, nulls = _conditions(class_name, found, null_label)
     network = DiffusersConfig(class_name, found, heard.negated)
-    info = {
-        "role": "teacher",
-        "pipeline": pipeline or str((folder if folder != part else _home(folder)).resolve()),
-        "scheduler": scheduler["_class_name"],
-    }
-    vae = _read(_home(folder) / "vae" / "config.json")
-    if vae:
-        info["vae"] = {
-            "scaling_factor": vae.get("scaling_factor", 0.18215),  # AutoencoderKL's own default
-            "shift_factor": vae.get("shift_factor") or 0.0,
-        }
+    info = _info(folder, scheduler, pipeline)
     denoiser = Denoiser(
         DiffusersNetwork(network, model), heard.prediction, nulls, heard.time, heard.sigma_data, heard.clip
     )
     return Model(
         denoiser.eval(), network, heard.schedule, shape, STEPS, num_classes, info, cond_shapes=cond_shapes
     )
+
+
+def _info(folder: Path, scheduler: dict[str, Any], pipeline: str | None) -> dict[str, Any]:
+    """Where it came from, and how its latents are scaled, if it makes latents."""
+    home = _home(folder)
+    info: dict[str, Any] = {
+        "role": "teacher",
+        "pipeline": pipeline or str(home.resolve()),
+        "scheduler": scheduler["_class_name"],
+    }
+    vae = _read(home / "vae" / "config.json")
+    if vae:
+        info["vae"] = {
+            "scaling_factor": vae.get("scaling_factor", 0.18215),  # AutoencoderKL's own default
+            "shift_factor": vae.get("shift_factor") or 0.0,
+            **{key: vae[key] for key in ("latents_mean", "latents_std") if vae.get(key)},
+        }
+    return info
 
 
 def _home(folder: Path) -> Path:
@@ -128,6 +142,8 @@ def _network_folder(folder: Path) -> Path:
     for part in ("unet", "transformer"):
         if (folder / part / "config.json").is_file():
             return folder / part
+    if "_class_name" in _read(folder / "config.json"):
+        return folder
     raise ModelError(f"the pipeline {folder} has no unet/config.json and no transformer/config.json")
 
 
