@@ -54,12 +54,16 @@ class Denoiser(nn.Module):
 
     def forward(self, z: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
         """Estimate x: z (B, …), logsnr (B,), cond or None (nothing asked for) → (B, …)."""
+        return self.at_time(z, logsnr, self.time.to_time(logsnr), cond)
+
+    def at_time(self, z: Tensor, logsnr: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """`forward`, for a caller that has read the network's clock already: time (B,)."""
         if cond is None and self.null_values:
             cond = self.null_batch(len(z), z.device)
         seen = z
         if self.time.input_scale is not None:
             seen = z * self.time.input_scale(logsnr).to(z.dtype).view(-1, *(1,) * (z.ndim - 1))
-        output = self.network(seen, self.time.to_time(logsnr), cond)
+        output = self.network(seen, time, cond)
         x = process.to_x(output, z, logsnr, self.prediction, self.sigma_data)
         return x if self.clip is None else self._clipped(x, self.clip)
 

@@ -1,0 +1,112 @@
+"""One network call of a student as ONNX, and its sampler as numbers.
+
+DIR/
+  model.onnx      (z, logsnr, time, conditions) → x: the whole denoiser, its scale included
+  sampler.json    logSNR and network's time of each call, and the coefficients of the steps between
+
+Sampling, in any language: z is noise; for every call, x = model(z, logsnr, time); if it was not the last,
+z = z_coefficient · z + x_coefficient · x + noise_std · noise. The last x is the sample.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from momatch.denoiser import Cond, Denoiser
+from momatch.errors import UsageError
+from momatch.files import write_atomically
+from momatch.model import Model
+from momatch.sampling import step_coefficients, time_grid
+
+EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 8  # of the inputs that the network is traced with; both stay open
+
+
+def export_onnx(model: Model, directory: Path) -> None:
+    """Write model.onnx and sampler.json into `directory`.
+
+    Raises:
+        UsageError: if a package is missing.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"{error.name} is not installed; pip install 'momatch[onnx]'") from None
+    names, inputs, shapes = _inputs(model)
+    network = _Call(copy.deepcopy(model.denoiser).cpu().eval(), names[3:])
+    directory.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the exporter's own insides
+        program: Any = torch.onnx.export(
+            network,
+            inputs,
+            dynamo=True,
+            input_names=names,
+            output_names=["x"],
+            dynamic_shapes=(shapes,),
+            verbose=False,
+        )
+    write_atomically(directory / "model.onnx", lambda path: program.save(str(path)))
+    contents = json.dumps(sampler(model), indent=1) + "\n"
+    write_atomically(directory / "sampler.json", lambda path: path.write_text(contents))
+
+
+def sampler(model: Model) -> dict[str, Any]:
+    """What a sampling loop has to know; JSON types only. Step i lies between calls i and i + 1."""
+    logsnr = model.schedule(time_grid(model.steps))
+    of_z, of_x, std = (c[:-1].tolist() for c in step_coefficients(logsnr[1:], logsnr[:-1], eta=1.0))
+    steps = [
+        {"z_coefficient": a, "x_coefficient": b, "noise_std": c}
+        for a, b, c in zip(of_z, of_x, std, strict=True)
+    ]
+    nulls = {k: v for k, v in model.denoiser.null_values.items() if not isinstance(v, Tensor)}
+    return {
+        "steps": model.steps,
+        "sample_shape": list(model.sample_shape),
+        "num_classes": model.num_classes,
+        "conditions": {name: list(shape) for name, shape in model.cond_shapes.items()},
+        "null_values": nulls,
+        "logsnr": logsnr[:-1].tolist(),
+        "time": model.denoiser.time.to_time(logsnr[:-1]).tolist(),
+        "between": steps,
+    }
+
+
+class _Call(nn.Module):
+    """The denoiser, its conditions given one by one instead of in a dict."""
+
+    def __init__(self, denoiser: Denoiser, names: list[str]):
+        super().__init__()
+        self.denoiser, self.names = denoiser, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        z, logsnr, time, *conditions = inputs
+        cond: Cond | None = dict(zip(self.names, conditions, strict=True)) or None
+        return self.denoiser.at_time(z, logsnr, time, cond)
+
+
+def _inputs(model: Model) -> tuple[list[str], tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
+    """Names of the inputs, an example of each, and which of their sides stay open."""
+    batch = torch.export.Dim("batch")
+    names = ["z", "logsnr", "time"]
+    zeros = torch.zeros(EXAMPLE_BATCH)
+    inputs = [torch.randn(EXAMPLE_BATCH, *model.sample_shape), zeros, zeros.clone()]
+    shapes: list[dict[int, Any]] = [{0: batch}, {0: batch}, {0: batch}]
+    if model.num_classes:
+        names.append("label")
+        inputs.append(torch.zeros(EXAMPLE_BATCH, dtype=torch.int64))
+        shapes.append({0: batch})
+    for name, shape in model.cond_shapes.items():
+        names.append(name)
+        sides = [EXAMPLE_LENGTH if side == -1 else side for side in shape]
+        inputs.append(torch.ones(EXAMPLE_BATCH, *sides))
+        lengths = {i + 1: torch.export.Dim("length") for i, side in enumerate(shape) if side == -1}
+        shapes.append({0: batch, **lengths})
+    return names, tuple(inputs), tuple(shapes)

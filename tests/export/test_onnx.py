@@ -1,0 +1,104 @@
+"""ONNX against the network it was made of, and a sampling loop in numpy against ours."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from momatch import conventions, schedules
+from momatch.denoiser import Denoiser
+from momatch.errors import UsageError
+from momatch.export.onnx import export_onnx
+from momatch.model import CHUNK, Student
+from momatch.networks import registry
+from momatch.networks.configs import DiffusersConfig, UNetConfig, UViTConfig
+from momatch.networks.diffusers import DiffusersNetwork
+
+BETAS = torch.linspace(1e-4, 0.02, 100, dtype=torch.float64).tolist()
+
+
+def own(config):
+    denoiser = Denoiser(registry.build(config), "v", {"label": 3})
+    return Student(denoiser, config, schedules.cosine(), (1, 8, 8), 4, 3, {"role": "student"})
+
+
+def diffusers_student():
+    network = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 16),
+        norm_num_groups=4, attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    config = DiffusersConfig("UNet2DModel", json.loads(json.dumps(dict(network.config))))
+    time = conventions.timesteps(BETAS)
+    denoiser = Denoiser(DiffusersNetwork(config, network), "eps", time=time, clip=1.0)
+    schedule = schedules.tabulated(BETAS)
+    return Student(denoiser, config, schedule, (1, 8, 8), 4, 0, {"role": "student"})
+
+
+MODELS = {
+    "unet": lambda: own(UNetConfig(channels=(8, 32), attention_levels=(1,), num_classes=3, embedding_dim=16)),
+    "uvit": lambda: own(UViTConfig(channels=(8,), width=16, depth=1, num_classes=3, embedding_dim=16)),
+    "diffusers": diffusers_student,
+}
+
+
+def filled(model):
+    """Layers that start at zero would hide what comes before them."""
+    torch.manual_seed(0)
+    for parameter in model.denoiser.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.denoiser.eval()
+    return model
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_onnx_says_what_the_network_says_and_samples_as_it_does(name, tmp_path):
+    import onnxruntime
+
+    torch.manual_seed(1)
+    model = filled(MODELS[name]())
+    export_onnx(model, tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+
+    def call(z, logsnr, time, label):
+        feed = {
+            "z": z,
+            "logsnr": np.full(len(z), logsnr, np.float32),
+            "time": np.full(len(z), time, np.float32),
+        }
+        return session.run(["x"], {**feed, "label": label} if model.num_classes else feed)[0]
+
+    for n, logsnr in ((1, 5.0), (5, -3.0), (3, 0.0)):
+        z, label = torch.randn(n, 1, 8, 8), torch.arange(n) % 3
+        with torch.no_grad():
+            cond = {"label": label} if model.num_classes else None
+            expected = model.denoiser(z, torch.full((n,), logsnr), cond)
+        time = model.denoiser.time.to_time(torch.tensor([logsnr])).item()
+        np.testing.assert_allclose(call(z.numpy(), logsnr, time, label.numpy()), expected.numpy(), atol=1e-4)
+
+    known = json.loads((tmp_path / "sampler.json").read_text())
+    generator = torch.Generator().manual_seed(2 * 1_000_003)  # Model.sample's for seed 2
+    label = np.arange(3)
+    z = torch.randn(CHUNK, 1, 8, 8, generator=generator)[:3].numpy()
+    for i, (logsnr, time) in enumerate(zip(known["logsnr"], known["time"], strict=True)):
+        x = call(z, logsnr, time, label)
+        if i < len(known["between"]):
+            step = known["between"][i]
+            noise = torch.randn(3, 1, 8, 8, generator=generator).numpy()
+            z = step["z_coefficient"] * z + step["x_coefficient"] * x + step["noise_std"] * noise
+            z = z.astype(np.float32)
+    cond = {"label": torch.from_numpy(label)} if model.num_classes else None
+    np.testing.assert_allclose(x, model.sample(3, cond=cond, seed=2).numpy(), atol=1e-4)
+    assert known["steps"] == 4 == len(known["logsnr"]) == len(known["between"]) + 1
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UsageError, match=r"pip install 'momatch\[onnx\]'"):
+        export_onnx(MODELS["uvit"](), tmp_path)
