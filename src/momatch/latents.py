@@ -96,7 +96,10 @@ def decoder_of(model: Model) -> Decoder | None:
     if not pipeline:
         return None
     autoencoder = load_autoencoder(str(pipeline))
-    return autoencoder.decode if autoencoder else None
+    if autoencoder is None:
+        return None
+    autoencoder.vae.to(next(model.denoiser.parameters()).device)
+    return autoencoder.decode
 
 
 def to_pictures(samples: Tensor, decoder: Decoder | None = None) -> Tensor:

@@ -162,12 +162,20 @@ def test_evaluation_asks_for_held_out_prompts_and_reads_them_chunk_by_chunk(data
     assert torch.equal(with_classes["label"], data.heldout.labels.repeat(3)[:25])
 
 
-def test_what_metrics_are_computed_on_is_in_their_names(data, pipelines):
+def test_what_metrics_are_computed_on_is_in_their_names(data, pipelines, monkeypatch):
+    asked, original = [], Model.sample_chunks
+
+    def sample_chunks(self, n, steps=None, cond=None, seed=0, eta=1.0):
+        asked.append(cond["encoder_hidden_states"][:4])
+        return original(self, n, steps, cond, seed, eta)
+
+    monkeypatch.setattr(Model, "sample_chunks", sample_chunks)
     decoded = evaluate_at(teacher(pipelines("stable_diffusion")), "teacher", data, 1, 120, resamples=10)
     names = {m.features for m in decoded.result.measurements}
     assert names == {"decoded pixels averaged to 8×8", "latents"}
     neighbours = [m for m in decoded.result.measurements if m.metric.startswith("neighbour")]
     assert {m.features for m in neighbours} == {"latents"} and "latent L2" in neighbours[0].note
+    assert torch.equal(asked[0], data.heldout.conditions["encoder_hidden_states"][:4])
     plain = evaluate_at(teacher(), "teacher", data, 1, 120, resamples=10)
     assert {m.features for m in plain.result.measurements} == {"latents"}
 

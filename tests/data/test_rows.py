@@ -132,6 +132,18 @@ def test_the_fingerprint_of_shards_sees_names_sizes_headers_order_and_sampled_ro
     assert of(shards_at(tmp_path / "b")) != base
 
 
+def test_the_fingerprint_of_shards_sees_a_digest_in_the_header(tmp_path):
+    """What `momatch prepare` wrote there covers rows that are not sampled."""
+    found = []
+    for digest in ("aaaa", "bbbb"):
+        (tmp_path / digest).mkdir()
+        files = [tmp_path / digest / f"shard-{i}.safetensors" for i in range(len(COUNTS))]
+        for file, part in zip(files, TABLE.split(COUNTS), strict=True):
+            save_file({"latents": part.contiguous()}, file, metadata={"contents": digest})
+        found.append(shards_at(tmp_path / digest).evidence())
+    assert not torch.equal(*found)
+
+
 def shards_at(folder):
     return Shards(sorted(folder.glob("*.safetensors")), COUNTS, "latents", (2, 3), torch.float32)
 
