@@ -2,7 +2,6 @@
 
     python benchmarks/digits.py teacher --steps 8 64 256 --seeds 0 1 2
     python benchmarks/digits.py student --recipe digits-8 --seeds 0 1 2 [--label joint --set update=joint]
-    python benchmarks/digits.py track --recipe digits-instant-8 --seeds 0 --out instant-loss
     python benchmarks/digits.py summarise
     python benchmarks/digits.py merge --only student joint instant --from FILE.json … --out digits-methods
     python benchmarks/digits.py figure
@@ -30,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import momatch
-from momatch.assembly import distill, distillation
+from momatch.assembly import distill
 from momatch.config import DistillConfig
 from momatch.data.digits import load_digits
 from momatch.evaluation import builtin
@@ -121,34 +120,6 @@ def draw(path: Path, model: Model, num_samples: int, steps: int, seed: int) -> N
     seconds = time.process_time() - start
     save_tensors(path, {"images": images, "cpu_seconds": torch.tensor([seconds])})
     print(f"{path}: {num_samples / seconds:.0f} images/s of one core", flush=True)
-
-
-def track(arguments: argparse.Namespace) -> None:
-    """Train one student of Algorithm 3 and see whether its loss and the Fréchet distance fall together."""
-    from scipy.stats import spearmanr
-
-    settings = ["train.log_every=5", "monitor.every=50", "monitor.num_samples=4000", *arguments.set]
-    found: list[dict[str, Any]] = []
-    for seed in arguments.seeds:
-        config = override(momatch.recipe(arguments.recipe), [f"train.seed={seed}", *settings])
-        assert isinstance(config, DistillConfig)
-        losses, points = [], []
-        for event in distillation(momatch.load_teacher(config.teacher), load_digits(), config):
-            if "instant_loss" in event.record.metrics:
-                losses.append(event.record.metrics["instant_loss"])
-            if event.look:
-                recent = losses[-10:]
-                points.append((event.record.step, sum(recent) / len(recent), event.look.frechet))
-                print(points[-1], flush=True)
-        correlation = float(spearmanr([p[1] for p in points], [p[2] for p in points])[0])  # type: ignore (scipy is untyped)
-        print(f"seed {seed}: rank correlation {correlation:.3f} over {len(points)} looks", flush=True)
-        columns = ("step", "instant_loss", "frechet")
-        rows = [dict(zip(columns, point, strict=True)) for point in points]
-        found.append({"seed": seed, "rank_correlation": correlation, "points": rows})
-    out = RESULTS / f"{date.today().isoformat()}-{arguments.out}.json"
-    out.write_text(
-        json.dumps({"recipe": arguments.recipe, "settings": settings, "runs": found}, indent=1) + "\n"
-    )
 
 
 def summarise(arguments: argparse.Namespace) -> None:
@@ -379,7 +350,6 @@ def main() -> None:
     for name, function in (
         ("teacher", teacher),
         ("student", student),
-        ("track", track),
         ("summarise", summarise),
         ("merge", merge),
         ("figure", figure),

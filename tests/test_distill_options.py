@@ -246,6 +246,14 @@ def test_the_smoothed_loss_stops_a_run_at_zero_or_at_its_floor():
     assert said[:4] == [None] * 4 and "has not fallen" in (said[4] or "")
 
 
+def test_a_loss_that_rises_first_stops_no_run_before_it_has_stopped_falling():
+    stopper, said = Stopper(StoppingConfig(within_noise=2.0, window=3)), []
+    rise, fall, floor = (0.5, 0.4, 0.6, 0.9, 1.5, 2.0, 1.9), (1.6, 1.2, 0.9), (0.85, 0.9, 0.85)
+    for mean in rise + fall + floor:
+        said.append(stopper.reason({"instant_loss_mean": mean, "instant_loss_error": 0.1}))
+    assert said[:-1] == [None] * 12 and "has not fallen" in (said[-1] or "")
+
+
 def test_a_run_that_stops_keeps_the_best_student_says_why_and_stays_stopped(data, tmp_path, monkeypatch):
     from momatch import runs
 

@@ -36,13 +36,17 @@ class Smoothed:
 
 
 class Stopper:
-    """Watches looks and smoothed losses, and says when to stop and why."""
+    """Watches looks and smoothed losses, and says when to stop and why.
+
+    The loss of Algorithm 3 may rise while the learning rate warms up, in students that get better: that it
+    has not fallen is said only of what follows its highest value.
+    """
 
     def __init__(self, config: StoppingConfig):
         self.config = config
         self.best = float("inf")
         self.looks_without_better = 0
-        self.lowest = float("inf")
+        self.highest, self.lowest = float("-inf"), float("inf")
         self.values_without_lower = 0
 
     def see_look(self, look: Look) -> bool:
@@ -63,7 +67,10 @@ class Stopper:
             return None
         if mean < factor * error:
             return f"the smoothed loss {mean:.3g} is within {factor:g} standard errors ({error:.2g}) of 0"
-        if mean < self.lowest - factor * error:
+        rose, fell = mean > self.highest + factor * error, mean < self.lowest - factor * error
+        if rose:
+            self.highest = mean
+        if rose or fell:
             self.lowest, self.values_without_lower = mean, 0
             return None
         self.values_without_lower += 1
