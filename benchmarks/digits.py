@@ -136,7 +136,7 @@ def summarise(arguments: argparse.Namespace) -> None:
         features[name, int(seed)] = [extract(each, images) for each in extractors]
         labels = torch.arange(len(images)) % CLASSES
         result = evaluate(
-            (images, labels), reference, list(extractors), judge, data.train.images, seed=int(seed)
+            (images, labels), reference, list(extractors), judge, data.train.images[:], seed=int(seed)
         )
         rows.append({"name": name, "seed": int(seed), **numbers(result)})
         rows[-1]["fd_train"] = distance(features[name, int(seed)][0], extract(judge, data.train.images))
