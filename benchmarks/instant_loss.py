@@ -84,16 +84,17 @@ def look_along(steps: int, rate: float, seed: int, arguments: argparse.Namespace
     config = override(momatch.recipe("digits-instant-8"), settings)
     assert isinstance(config, DistillConfig)
     run, data = distillation(momatch.load_teacher(config.teacher), load_digits(), config), load_digits().train
-    assert isinstance(run.method, Instant)
+    method = run.method
+    assert isinstance(method, Instant)
     network = run.model.denoiser.network
     batches = image_batches(data.images, data.labels, config.train.batch_size, LOOK_SEED)
     averages = {decay: Average(network, decay) for decay in arguments.averages}
 
     def look(update: int) -> Iterator[dict[str, Any]]:
-        yield {"update": update, "weights": "last"} | judge(run.model, run.method, batches, arguments.samples)
+        yield {"update": update, "weights": "last"} | judge(run.model, method, batches, arguments.samples)
         for decay, average in averages.items():
             with average.in_place_of(network):
-                found = judge(run.model, run.method, batches, arguments.samples)
+                found = judge(run.model, method, batches, arguments.samples)
             yield {"update": update, "weights": f"averaged, {decay:g}"} | found
 
     yield from look(0)
