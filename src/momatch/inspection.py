@@ -268,7 +268,8 @@ def data_for(model: Model, source: str | None) -> Split:
         raise UsageError(
             "this model does not say what it was trained on; name data to compare with by --data"
         )
-    if "pipeline" in model.info and not {"config", "vae"} & set(model.info):
+    pictures = model.sample_shape[0] in (1, 3)  # latents have more channels
+    if pictures and "pipeline" in model.info and not {"config", "vae"} & set(model.info):
         size = model.sample_shape[-1]  # a teacher of pixels from elsewhere
     else:
         size = int(model.info.get("config", {}).get("image_size", 0))
