@@ -167,7 +167,10 @@ class Model:
             if not fits:
                 raise UsageError(f"{key} has shape {tuple(value.shape)}; this model takes (n, *{known[key]})")
         labels = cond.get("label")
-        wrong = [] if labels is None else labels[(labels < 0) | (labels > self.num_classes)]
+        wrong = []
+        if labels is not None:  # the null label may lie just behind the others
+            allowed = (labels >= 0) & (labels < self.num_classes)
+            wrong = labels[~(allowed | (labels == self.denoiser.null_values.get("label", -1)))]
         if len(wrong):
             raise UsageError(
                 f"label {int(wrong[0])} is out of range; this model knows 0 to {self.num_classes - 1}"

@@ -259,3 +259,8 @@ def test_the_grid_is_the_student_s_own():
     scheduler = noise.moment_matching(model)
     expected = model.schedule(time_grid(5))[:-1]
     torch.testing.assert_close(torch.tensor(scheduler.config["logsnrs"]), expected.float())
+
+
+def test_a_label_without_meaning_is_refused():
+    with pytest.raises(UsageError, match="label 3 is out of range"):
+        student(classes=3).sample(1, cond={"label": torch.tensor([3])})

@@ -35,7 +35,7 @@ def load_teacher(source: str | Path, null_label: int | None = None, size: int | 
         model = _built(text)
     elif path.is_dir() and not (path / "model.json").is_file() and diffusers.is_folder(path):
         return diffusers.load(path, null_label, size)
-    elif not path.exists() and isinstance(source, str) and HUB_NAME.fullmatch(text):
+    elif not path.parent.is_dir() and isinstance(source, str) and HUB_NAME.fullmatch(text):
         return diffusers.load(diffusers.from_hub(text), null_label, size, pipeline=text)
     else:
         model = own.load_teacher(source)
