@@ -74,7 +74,7 @@ def test_onnx_says_what_the_network_says_and_samples_as_it_does(name, tmp_path):
         }
         return session.run(["x"], {**feed, "label": label} if model.num_classes else feed)[0]
 
-    for n, logsnr in ((1, 5.0), (5, -3.0), (3, 0.0)):
+    for n, logsnr in ((1, 5.0), (5, -3.0), (3, 0.0), (2, -12.0)):
         z, label = torch.randn(n, 1, 8, 8), torch.arange(n) % 3
         with torch.no_grad():
             cond = {"label": label} if model.num_classes else None
