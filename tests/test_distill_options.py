@@ -239,11 +239,23 @@ def test_the_smoothed_loss_stops_a_run_at_zero_or_at_its_floor():
     assert found[:3] == [{}] * 3
     assert found[3] == {"instant_loss_mean": 2.0, "instant_loss_error": pytest.approx(math.sqrt(4 / 3 / 4))}
     rule = StoppingConfig(within_noise=2.0, window=3)
-    assert "of 0" in (Stopper(rule).reason({"instant_loss_mean": 0.1, "instant_loss_error": 0.06}) or "")
+    stopper = Stopper(rule)
+    said = [stopper.reason({"instant_loss_mean": 0.1, "instant_loss_error": 0.06}) for _ in range(4)]
+    assert said[:3] == [None] * 3 and "within 2 standard errors (0.06) of 0" in (said[3] or "")
     stopper, said = Stopper(rule), []
     for mean in (9.0, 5.0, 4.9, 4.95, 4.9, 4.9):
         said.append(stopper.reason({"instant_loss_mean": mean, "instant_loss_error": 0.1}))
     assert said[:4] == [None] * 4 and "has not fallen" in (said[4] or "")
+
+
+def test_one_outlier_does_not_end_a_run():
+    """It makes the mean of its window as large as the standard error."""
+    rule = StoppingConfig(within_noise=2.0, window=5)
+    smoothed, stopper = Smoothed("instant_loss", rule.window), Stopper(rule)
+    losses = [0.13, 0.12, 0.14, 0.13, 5.4, 0.13, 0.12, 0.13, 0.11, 0.12, 0.1, 0.09, 0.08]
+    found = [smoothed.update({"instant_loss": value}) for value in losses]
+    assert any(f and f["instant_loss_mean"] < 2 * f["instant_loss_error"] for f in found)
+    assert not any(stopper.reason(f) for f in found)
 
 
 def test_a_loss_that_rises_first_stops_no_run_before_it_has_stopped_falling():

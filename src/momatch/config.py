@@ -163,9 +163,9 @@ class StoppingConfig:
     Attributes:
         patience: looks at the samples without a better cheap Fréchet distance; 0 goes on to the end.
         window: logged values that the smoothed loss of Algorithm 3 is the mean of.
-        within_noise: with Algorithm 3, stop when the smoothed loss is less than this many of its standard
-            errors above 0, or, having been at its highest, has not fallen by as many for a whole window; 0
-            goes on to the end.
+        within_noise: with Algorithm 3, stop when the smoothed loss has been less than this many of its
+            standard errors above 0 for more than a whole window, or, having been at its highest, has not
+            fallen by as many for a whole window; 0 goes on to the end.
         held_back: share of the training pictures that a run with a stopping rule does not train on: its looks
             are compared with them, so that copying the training pictures does not count as better.
     """

@@ -31,8 +31,8 @@ class Denoiser(nn.Module):
         time: the network's clock and scale of z; λ and momatch's own by default.
         sigma_data: of prediction "edm".
         clip: the estimate is kept in ± this, as many samplers of pixels do: where α is small, an ε-network's
-            errors are amplified 1/α-fold. In training the gradient passes as if nothing were clipped, or the
-            network could not find its way back. None does not clip.
+            errors are amplified 1/α-fold. Derivatives pass as if nothing were clipped, or the network could
+            not find its way back. None does not clip.
     """
 
     def __init__(
@@ -54,23 +54,23 @@ class Denoiser(nn.Module):
 
     def forward(self, z: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
         """Estimate x: z (B, …), logsnr (B,), cond or None (nothing asked for) → (B, …)."""
-        return self.at_time(z, logsnr, self.time.to_time(logsnr), cond)
+        return self.in_range(self.estimate(z, logsnr, self.time.to_time(logsnr), cond))
 
-    def at_time(self, z: Tensor, logsnr: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """`forward`, for a caller that has read the network's clock already: time (B,)."""
+    def estimate(self, z: Tensor, logsnr: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """`forward` without the clip, for a caller that has read the network's clock already: time (B,)."""
         if cond is None and self.null_values:
             cond = self.null_batch(len(z), z.device)
         seen = z
         if self.time.input_scale is not None:
             seen = z * self.time.input_scale(logsnr).to(z.dtype).view(-1, *(1,) * (z.ndim - 1))
         output = self.network(seen, time, cond)
-        x = process.to_x(output, z, logsnr, self.prediction, self.sigma_data)
-        return x if self.clip is None else self._clipped(x, self.clip)
+        return process.to_x(output, z, logsnr, self.prediction, self.sigma_data)
 
-    def _clipped(self, x: Tensor, bound: float) -> Tensor:
-        """X in ± bound; in training, with the gradient of x itself (straight through)."""
-        inside = x.clamp(-bound, bound)
-        return x + (inside - x).detach() if self.training else inside
+    def in_range(self, x: Tensor) -> Tensor:
+        """X (B, …) kept in ± clip, with the derivatives of x itself, forward and backward."""
+        if self.clip is None:
+            return x
+        return x.detach().clamp(-self.clip, self.clip) + (x - x.detach())
 
     @property
     def unwrapped(self) -> Denoiser:
@@ -144,11 +144,17 @@ class Guided(Wrapper):
             return self.denoiser(z, logsnr, cond)
         null = self.denoiser.null_cond(cond)
         both = {key: torch.cat([value, null[key]]) for key, value in cond.items()}
-        x_cond, x_null = self.denoiser(torch.cat([z, z]), torch.cat([logsnr, logsnr]), both).chunk(2)
+        zs, logsnrs = torch.cat([z, z]), torch.cat([logsnr, logsnr])
+        if self.clip is None:
+            x_cond, x_null = self.denoiser(zs, logsnrs, both).chunk(2)
+        else:  # the clip comes last, as in samplers
+            times = self.time.to_time(logsnrs)
+            x_cond, x_null = self.denoiser.estimate(zs, logsnrs, times, both).chunk(2)
         scale = torch.full_like(logsnr, self.scale)
         if self.interval is not None:
             scale = scale * ((logsnr >= self.interval[0]) & (logsnr <= self.interval[1]))
-        return torch.lerp(x_null, x_cond, (1 + scale).view(-1, *(1,) * (z.ndim - 1)).to(z.dtype))
+        factor = (1 + scale).view(-1, *(1,) * (z.ndim - 1)).to(z.dtype)
+        return self.in_range(torch.lerp(x_null, x_cond, factor))
 
 
 class Clipped(Wrapper):

@@ -231,13 +231,15 @@ def forward_units(config: RunConfig) -> int:
     learns, 5, so 10 for a pair. Joint: the same three forwards and both backwards, 7. Instant: student
     forward, teacher forward and backward on one minibatch; student forward and backward on the other, and
     the product of the teacher's Jacobian, about 3: 10. A rollout adds (k − 1)/2 of the
-    student's forwards for each minibatch.
+    student's forwards for each minibatch. Guidance doubles whatever the teacher does.
     """
     if not isinstance(config, DistillConfig):
         return 3
     instant = config.method == "instant"
     units = 10 if instant else 7 if config.update == "joint" else 5
     rollouts = (2 if instant else 1) if config.source == "rollout" else 0
+    if config.guidance.scale:
+        units += 6 if instant else 1
     return units + math.ceil(rollouts * (config.steps - 1) / 2)
 
 

@@ -47,7 +47,7 @@ class Stopper:
         self.best = float("inf")
         self.looks_without_better = 0
         self.highest, self.lowest = float("-inf"), float("inf")
-        self.values_without_lower = 0
+        self.values_without_lower = self.values_within_noise = 0
 
     def see_look(self, look: Look) -> bool:
         """Whether this look is the best so far."""
@@ -65,7 +65,9 @@ class Stopper:
         mean, error = metrics.get("instant_loss_mean"), metrics.get("instant_loss_error")
         if not factor or mean is None or error is None:
             return None
-        if mean < factor * error:
+        # One outlier makes mean and error alike, for as long as it is in the window: it must not decide.
+        self.values_within_noise = self.values_within_noise + 1 if mean < factor * error else 0
+        if self.values_within_noise > window:
             return f"the smoothed loss {mean:.3g} is within {factor:g} standard errors ({error:.2g}) of 0"
         rose, fell = mean > self.highest + factor * error, mean < self.lowest - factor * error
         if rose:

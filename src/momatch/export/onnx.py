@@ -39,8 +39,10 @@ def export_onnx(model: Model, directory: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'momatch[onnx]'") from None
+    if model.denoiser.unwrapped is not model.denoiser:
+        raise UsageError("a guided or clipped model cannot be exported; export the plain one")
     names, inputs, shapes = _inputs(model)
-    network = _Call(copy.deepcopy(model.denoiser).cpu().eval(), names[3:])
+    network = _Call(copy.deepcopy(model.denoiser).cpu(), names[3:]).eval()
     directory.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the exporter's own insides
@@ -102,7 +104,7 @@ class _Call(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         z, logsnr, time, *conditions = inputs
         cond: Cond | None = dict(zip(self.names, conditions, strict=True)) or None
-        return self.denoiser.at_time(z, logsnr, time, cond)
+        return self.denoiser.in_range(self.denoiser.estimate(z, logsnr, time, cond))
 
 
 def _inputs(model: Model) -> tuple[list[str], tuple[Tensor, ...], tuple[dict[int, Any], ...]]:

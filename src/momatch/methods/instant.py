@@ -26,9 +26,10 @@ from momatch.methods.weighting import Weighting, flat
 class Instant:
     """Algorithm 3 ("Multistep Distillation of Diffusion Models via Moment Matching", NeurIPS 2024).
 
-    Its student gradient is that of ½ GᵀΛG, where G = E ∇_θ w(s) ‖x̃ − g_θ(z_s)‖² is the gradient that the
-    teacher gets from the student's samples; and equals Algorithm 2's for an auxiliary that made one
-    infinitesimal Λ-step from the teacher (without Algorithm 2's pull of the auxiliary towards the teacher).
+    Its student gradient is that of ¼ GᵀΛG with z_s held fixed, where G = E ∇_θ w(s) ‖x̃ − g_θ(z_s)‖² is the
+    gradient that the teacher gets from the student's samples; the loss that it logs is ½ GᵀΛG. It equals
+    Algorithm 2's for an auxiliary that made one infinitesimal Λ-step from the teacher (without Algorithm 2's
+    pull of the auxiliary towards the teacher).
 
     Args:
         teacher: θ, may be guided; never trained.
