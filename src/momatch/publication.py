@@ -45,21 +45,21 @@ def export(arguments: list[str], console: Console) -> None:
         raise UsageError(f"--push-to-hub {hub} is no name on the hub; give organisation/name")
     model = load_student(parsed.run)
     _write(model, parsed, hub or str(parsed.directory))
-    console.print(
-        f"{parsed.format} folder of a {model.steps}-step student: {parsed.directory}", soft_wrap=True
-    )
+    steps = "1 step" if model.steps == 1 else f"{model.steps} steps"
+    console.print(f"{parsed.format} folder of a student of {steps}: {parsed.directory}", soft_wrap=True)
     if hub:
         console.print(f"uploaded: {push(parsed.directory, hub)}", soft_wrap=True)
 
 
 def _write(model: Model, parsed: ExportArguments, name: str) -> None:
-    from momatch.export.folder import claim, export_folder
+    from momatch.export.folder import claim, export_folder, mark
 
     if parsed.format == "onnx":
         from momatch.export.onnx import export_onnx
 
         claim(parsed.directory)
         export_onnx(model, parsed.directory)
+        mark(parsed.directory)
     else:
         export_folder(model, parsed.directory, name, parsed.license, parsed.run)
 

@@ -175,8 +175,9 @@ def test_a_folder_opens_without_momatch_and_makes_the_same_samples(options, tmp_
     drawn += [torch.randn(3, 1, 8, 8, generator=generator) for _ in range(3)]
     torch.save(torch.stack(drawn), tmp_path / "noise.pt")
     torch.save(model.sample(3, cond=cond, seed=5), tmp_path / "wanted.pt")
-    trusted = "" if options.get("kind") is None else ", trust_remote_code=True"
+    trusted = ", trust_remote_code=True" if options else ""
     check = f"""
+import torch
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained({str(out)!r}{trusted})
 noise, wanted = (torch.load(f"{{name}}.pt", weights_only=True) for name in ("noise", "wanted"))
@@ -191,6 +192,9 @@ for t in pipe.scheduler.timesteps:
     with torch.no_grad():
         output = pipe.unet(pipe.scheduler.scale_model_input(z, t), t, class_labels=labels).sample
     z = pipe.scheduler.step(output, t, z).prev_sample
+if {bool(options)}:  # our own pipeline: its call itself, given our noise
+    left = iter([*noise[1:], torch.zeros_like(noise[0])])
+    z = pipe(class_labels=labels, latents=noise[0], output_type="latent").images
 assert (z - wanted).abs().max() <= 1e-5 * max(1, wanted.abs().max()), (z - wanted).abs().max()
 """
     elsewhere(snippet(out) + check, tmp_path)
@@ -198,10 +202,16 @@ assert (z - wanted).abs().max() <= 1e-5 * max(1, wanted.abs().max()), (z - wante
 
 def test_a_former_export_is_replaced_and_nothing_else(tmp_path):
     out = tmp_path / "out"
+    export_folder(student(classes=3), out, "name", "mit", None)
+    assert (out / "moment_matching_pipeline.py").is_file()
     export_folder(student(), out, "name", "mit", None)
-    (out / "stale").write_text("")
-    export_folder(student(), out, "name", "mit", None)
-    assert not (out / "stale").exists() and "license: mit" in (out / "README.md").read_text()
+    assert not (out / "moment_matching_pipeline.py").exists()
+    assert "license: mit" in (out / "README.md").read_text()
+    (out / ".git").mkdir()
+    (out / ".git" / "history").write_text("precious")
+    with pytest.raises(UsageError, match="holds .git, which no export wrote"):
+        export_folder(student(), out, "name", "mit", None)
+    assert (out / ".git" / "history").read_text() == "precious" and (out / "unet").is_dir()
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("precious")
@@ -264,3 +274,21 @@ def test_the_grid_is_the_student_s_own():
 def test_a_label_without_meaning_is_refused():
     with pytest.raises(UsageError, match="label 3 is out of range"):
         student(classes=3).sample(1, cond={"label": torch.tensor([3])})
+
+
+def test_a_learned_variance_is_left_out_and_the_size_is_the_student_s(tmp_path):
+    torch.manual_seed(0)
+    network = UNet2DModel(**{**SHAPE, "out_channels": 2, "sample_size": 32})
+    config = DiffusersConfig("UNet2DModel", json.loads(json.dumps(dict(network.config))))
+    base = student(4)
+    denoiser = Denoiser(DiffusersNetwork(config, network), "v", time=base.denoiser.time).eval()
+    model = Student(denoiser, config, base.schedule, (1, 8, 8), 4, 0, base.info)
+    assert noise.stock_ddpm(model) is None
+    export_folder(model, tmp_path / "out", "name", None, None)
+    assert json.loads((tmp_path / "out" / "unet" / "config.json").read_text())["sample_size"] == 8
+    scheduler, z = noise.moment_matching(model), torch.randn(2, 1, 8, 8)
+    t = scheduler.timesteps[0]
+    with torch.no_grad():
+        found = scheduler.step(network(z, t).sample, t, z).pred_original_sample
+        expected = model.denoiser(z, torch.full((2,), scheduler.config["logsnrs"][0]))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

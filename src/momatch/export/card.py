@@ -13,11 +13,13 @@ from momatch.model import Model
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 CALLS = {  # what a pipeline is called with beside the number of steps; guidance is in the student already
-    "DDPMPipeline": "batch_size=4",
-    "DiTPipeline": "class_labels=[0, 1, 2, 3], guidance_scale=1.0",
-    "FluxPipeline": '"a red heart"',
+    "DDPMPipeline": "batch_size=4, ",
+    "moment_matching_pipeline": "batch_size=4, ",
+    "DiTPipeline": "class_labels=[0, 1, 2, 3], guidance_scale=1.0, ",
+    "LDMPipeline": "batch_size=4, ",
+    "FluxPipeline": '"a red heart", ',
 }
-TEXT_CALL = '"a red heart", guidance_scale=1.0'
+TEXT_CALL = '"a red heart", guidance_scale=1.0, '
 
 
 def render(
@@ -56,10 +58,11 @@ def render(
         method=config.get("method", "unknown"),
         guidance=config.get("guidance", {}).get("scale", 0.0),
         licence=licence or _licence(pipeline) or "unknown",
-        stock=stock,
-        labelled=pipeline_class == "DDPMPipeline" and model.num_classes > 0,
-        labels=min(model.num_classes, 4),
-        call=CALLS.get(pipeline_class, TEXT_CALL),
+        trust=not stock or pipeline_class == "moment_matching_pipeline",
+        own_sampler=not stock,
+        call=f"class_labels={list(range(min(model.num_classes, 4)))}, "
+        if pipeline_class == "moment_matching_pipeline" and model.num_classes
+        else CALLS.get(pipeline_class, TEXT_CALL),
         latent=bool(model.info.get("vae")),
         rows=_rows(run),
         version=__version__,

@@ -20,10 +20,11 @@ from momatch.export import card, noise
 from momatch.files import write_atomically
 from momatch.model import Model
 from momatch.networks.configs import DiffusersConfig
-from momatch.pipelines import DENOISERS, MODEL_INDEX, components, import_diffusers
+from momatch.pipelines import AUTOENCODERS, DENOISERS, MODEL_INDEX, components, import_diffusers
 
-PLAIN_PIPELINE = "DDPMPipeline"  # what opens a UNet2DModel and a sampler, and nothing else
-MARK = "momatch-export.json"  # tells a folder that an export wrote from one that it must not touch
+PLAIN_PIPELINE = "DDPMPipeline"  # passes noise of variance 1 to a UNet2DModel, and nothing else
+OURS = Path(__file__).with_name("moment_matching_pipeline.py")
+MARK = "momatch-export.json"  # names what an export wrote into a folder: a later one may replace that alone
 
 
 def export_folder(model: Model, directory: Path, name: str, licence: str | None, run: Path | None) -> None:
@@ -45,39 +46,63 @@ def export_folder(model: Model, directory: Path, name: str, licence: str | None,
             f"this student's network is a {type(network).__name__.removesuffix('Config')}, for which "
             "diffusers has no class; use --format onnx, or keep it as it is: momatch.load_student opens it"
         )
-    pipeline = pipeline_folder(model)
-    kind, part = _pipeline_class(network, pipeline)
-    diffusers = import_diffusers()
-    claim(directory)
-    denoising: Any = model.denoiser.network
-    denoising.model.save_pretrained(directory / part, safe_serialization=True)
+    diffusers, pipeline = import_diffusers(), pipeline_folder(model)
     scheduler = noise.sampler(model)
+    kind, part = _pipeline_class(model, network, pipeline, noise.is_stock(scheduler))
+    claim(directory)
+    _save_network(model, directory / part)
     index: dict[str, Any] = {"_class_name": kind, "_diffusers_version": diffusers.__version__}
     index |= _copy_parts(pipeline, directory) if pipeline else {}
     index |= {part: ["diffusers", network.class_name], "scheduler": noise.write(scheduler, directory)}
+    if kind == OURS.stem:
+        shutil.copyfile(OURS, directory / OURS.name)
+        null_label = model.denoiser.null_values.get("label")
+        index |= {"_class_name": [kind, "MomentMatchingPipeline"], "steps": model.steps}
+        index["null_label"] = null_label
     contents = json.dumps(index, indent=2) + "\n"
     write_atomically(directory / MODEL_INDEX, lambda path: path.write_text(contents))
     text = card.render(model, name, kind, noise.is_stock(scheduler), licence, pipeline, run)
     write_atomically(directory / "README.md", lambda path: path.write_text(text))
+    mark(directory)
 
 
 def claim(directory: Path) -> None:
-    """Make `directory` an empty folder for an export.
+    """Make `directory` an empty folder for an export; what a former one wrote is removed.
 
     Raises:
         UsageError: if it holds something that no export wrote.
     """
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"{directory} is a file; choose another folder to export to")
-    if directory.is_dir() and any(directory.iterdir()):
-        if not (directory / MARK).is_file():
-            raise UsageError(f"{directory} is not empty and no former export; choose another folder")
-        shutil.rmtree(directory)
+    found = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    former = _former(directory / MARK)
+    if found and not former:
+        raise UsageError(f"{directory} is not empty and no former export; choose another folder")
+    if found - former:
+        raise UsageError(
+            f"{directory} holds {min(found - former)}, which no export wrote; choose another folder"
+        )
     try:
+        if found:
+            shutil.rmtree(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / MARK).write_text('{"made_by": "momatch export"}\n')
     except OSError as error:
         raise UsageError(f"cannot write {directory}: {error.strerror}; choose another folder") from None
+
+
+def mark(directory: Path) -> None:
+    """Note what the export wrote, so that a later one may replace it."""
+    names = sorted({*(path.name for path in directory.iterdir()), MARK})
+    contents = json.dumps({"made_by": "momatch export", "files": names}, indent=1) + "\n"
+    write_atomically(directory / MARK, lambda path: path.write_text(contents))
+
+
+def _former(path: Path) -> set[str]:
+    """What a former export says that it wrote."""
+    try:
+        return set(json.loads(path.read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def pipeline_folder(model: Model) -> Path | None:
@@ -98,10 +123,13 @@ def pipeline_folder(model: Model) -> Path | None:
     return path if (path / MODEL_INDEX).is_file() else None
 
 
-def _pipeline_class(network: DiffusersConfig, pipeline: Path | None) -> tuple[str, str]:
-    """The pipeline's class, and the name that it gives the network."""
-    if network.class_name == "UNet2DModel":
-        return PLAIN_PIPELINE, "unet"
+def _pipeline_class(
+    model: Model, network: DiffusersConfig, pipeline: Path | None, stock: bool
+) -> tuple[str, str]:
+    """The pipeline's class (or our file's name), and the name that it gives the network."""
+    encoded = pipeline is not None and any(components(pipeline).get(name) for name in AUTOENCODERS)
+    if network.class_name == "UNet2DModel" and not encoded:
+        return (PLAIN_PIPELINE if stock and not model.num_classes else OURS.stem), "unet"
     if pipeline is None:
         raise UsageError(
             f"a {network.class_name} needs the other parts of a pipeline (autoencoder, text encoder), and "
@@ -112,6 +140,15 @@ def _pipeline_class(network: DiffusersConfig, pipeline: Path | None) -> tuple[st
     if part is None:
         raise UsageError(f"the pipeline {pipeline} has none of {', '.join(DENOISERS)}")
     return str(found["_class_name"]), part
+
+
+def _save_network(model: Model, directory: Path) -> None:
+    """By diffusers' own save_pretrained, its size that of the student's samples."""
+    network: Any = model.denoiser.network
+    side = model.sample_shape[-1]
+    if network.config.class_name == "UNet2DModel" and network.model.config.sample_size != side:
+        network.model.register_to_config(sample_size=side)
+    network.model.save_pretrained(directory, safe_serialization=True)
 
 
 def _copy_parts(pipeline: Path, directory: Path) -> dict[str, Any]:

@@ -132,6 +132,8 @@ class MomentMatchingScheduler(SchedulerMixin, ConfigMixin):
         """
         index = self._index(timestep)
         z = sample.float() / self._scale(index)
+        if model_output.shape[1] == 2 * sample.shape[1]:  # a learned variance is of no use here
+            model_output = model_output[:, : sample.shape[1]]
         x = self._estimate(model_output.float(), z, index)
         after = x
         if index + 1 < len(self.config["logsnrs"]):

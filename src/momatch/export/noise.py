@@ -29,6 +29,8 @@ def stock_ddpm(model: Model) -> Any | None:
     if time.name != "timesteps" or schedule.name != "tabulated" or model.denoiser.prediction == "edm":
         return None
     betas = time.options["betas"]
+    if _learns_variance(model):  # diffusers' pipelines would take it for part of the prediction
+        return None
     if schedule.options["betas"] != betas or len(betas) % model.steps:
         return None
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -43,6 +45,11 @@ def stock_ddpm(model: Model) -> Any | None:
         prediction_type=PREDICTIONS[model.denoiser.prediction],  # type: ignore (str for a Literal)
         timestep_spacing="trailing",
     )
+
+
+def _learns_variance(model: Model) -> bool:
+    config = getattr(model.network, "config", {})
+    return config.get("out_channels") not in (None, config.get("in_channels"))
 
 
 def moment_matching(model: Model) -> Any:
