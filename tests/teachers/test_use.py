@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -186,3 +187,23 @@ class Scale(torch.nn.Module):
 
     def forward(self, z, time, cond):
         return z * (1 + 0.5 * (cond["label"] > 0))[:, None]
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "entry", "says"),
+    [
+        ("unet", "config.json", {"time_embedding_type": "learned"}, "time_embedding_type = learned"),
+        (".", "model_index.json", {"requires_aesthetics_score": True}, "is a refiner"),
+        (
+            "scheduler",
+            "scheduler_config.json",
+            {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"},
+            "timestep_type = continuous",
+        ),
+    ],
+)
+def test_what_would_be_read_wrongly_is_refused(part, file, entry, says, unet):
+    path = Path(unet) / part / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entry}))
+    with pytest.raises(UsageError, match=says):
+        momatch.load_teacher(unet)

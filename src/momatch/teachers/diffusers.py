@@ -101,6 +101,8 @@ def load(
     unit = 1000.0 if class_name == "FluxTransformer2DModel" else 1.0
     scheduler = _scheduler_config(folder, part)
     heard = noise.read(scheduler, math.prod(side // patch for side in shape[1:]), unit)
+    if _read(_home(folder) / "model_index.json").get("requires_aesthetics_score"):
+        raise UsageError(f"{folder} is a refiner (requires_aesthetics_score), which momatch does not know")
     num_classes, cond_shapes, nulls = _conditions(class_name, found, null_label)
     network = DiffusersConfig(class_name, found, heard.negated)
     info = _info(folder, scheduler, pipeline)
@@ -209,6 +211,11 @@ def _conditions(
     if null_label is not None and class_name != "UNet2DModel":
         raise UsageError(f"null_label {null_label} is for a UNet2DModel with classes, not a {class_name}")
     if class_name == "UNet2DModel":
+        if config.get("time_embedding_type") == "learned":
+            raise UsageError(
+                "this UNet2DModel has time_embedding_type = learned: it knows whole timesteps alone, and "
+                "momatch asks between them"
+            )
         return _labels(config, null_label)
     if class_name == "DiTTransformer2DModel":
         classes = config["num_embeds_ada_norm"]

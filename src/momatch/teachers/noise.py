@@ -93,6 +93,8 @@ def _unknown(name: Any) -> UsageError:
 def _table(scheduler: Any, settings: dict[str, Any]) -> Noise:
     kind = settings.get("prediction_type", "epsilon")
     _known(kind, PREDICTIONS)
+    if settings.get("timestep_type") == "continuous":
+        raise UsageError("this scheduler has timestep_type = continuous, which momatch cannot read")
     betas = scheduler.betas.double()
     survives = torch.cumprod(1 - betas, 0)[:-1]  # the last may be 0, for which some schedulers put a little
     if not torch.allclose(survives, scheduler.alphas_cumprod.double()[:-1], rtol=1e-3):
