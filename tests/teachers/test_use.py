@@ -192,7 +192,6 @@ class Scale(torch.nn.Module):
 @pytest.mark.parametrize(
     ("part", "file", "entry", "says"),
     [
-        ("unet", "config.json", {"time_embedding_type": "learned"}, "time_embedding_type = learned"),
         (".", "model_index.json", {"requires_aesthetics_score": True}, "is a refiner"),
         (
             "scheduler",
@@ -207,3 +206,10 @@ def test_what_would_be_read_wrongly_is_refused(part, file, entry, says, unet):
     path.write_text(json.dumps({**json.loads(path.read_text()), **entry}))
     with pytest.raises(UsageError, match=says):
         momatch.load_teacher(unet)
+
+
+def test_a_network_that_knows_whole_timesteps_alone_is_refused(tmp_path):
+    network = folders.unet(time_embedding_type="learned", num_train_timesteps=1000)
+    folder = folders.save(tmp_path / "learned", network, diffusers.DDPMScheduler())
+    with pytest.raises(UsageError, match="time_embedding_type = learned"):
+        momatch.load_teacher(folder)
