@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from momatch.denoiser import Cond
 from momatch.errors import UsageError
 from momatch.model import Model
 from momatch.recipes import RECIPES, recipe
+from momatch.text import text_encoder_of
 
 Arguments = TypeVar("Arguments")
 TYRO_HEADINGS = ("Parsing error ", "Value error Error parsing ", "Required options ", "Unrecognized options ")
@@ -87,6 +89,22 @@ def label_cond(labels: str | None, num: int, model: Model) -> Cond | None:
             f"this model knows 0 to {model.num_classes - 1}"
         )
     return {"label": chosen[torch.arange(num) % len(chosen)]}
+
+
+def prompt_cond(prompts: Sequence[str], labels: str | None, num: int, model: Model) -> Cond:
+    """The condition for `num` samples: the given prompts in turn, encoded by the model's own encoder.
+
+    Raises:
+        UsageError: if the model takes no text, its encoder is not to be had, or labels are given too.
+    """
+    encoder = text_encoder_of(model)
+    if encoder is None:
+        other = "ask it by --labels" if model.num_classes else "leave prompts out"
+        raise UsageError(f"--prompt {prompts[0]!r}: this model takes no text; {other}")
+    if labels is not None:
+        raise UsageError(f"--labels {labels} beside --prompt {prompts[0]!r}: ask by one of them")
+    turn = torch.arange(num) % len(prompts)
+    return {name: rows[turn] for name, rows in encoder.encode(prompts).items()}
 
 
 def integers(text: str, option: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ student = distill(teacher, data, config, directory)     # start to end
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from momatch import fit, validation
 from momatch.config import AdapterConfig, ConfigError, DistillConfig, RunConfig, TeacherConfig, to_json
+from momatch.data.emoji import MASK, TOKENS
 from momatch.data.images import ImageSet, Split, stratified_split
+from momatch.data.rows import Rows
 from momatch.denoiser import Denoiser
 from momatch.methods import weighting
 from momatch.methods.alternating import Alternating
@@ -28,6 +31,7 @@ from momatch.methods.warm_start import WarmStart
 from momatch.model import SECOND_MOMENTS, Model, Student
 from momatch.networks import registry
 from momatch.networks.adapted import AdaptedNetwork, share
+from momatch.networks.configs import UViTConfig
 from momatch.runs import Best, Run, claim
 from momatch.schedules import NoiseSchedule
 from momatch.teachers.load import load_teacher
@@ -71,7 +75,7 @@ def distillation(
         "data": config.data,
         "config": to_json(config),
         "inputs": inputs,
-        **_pipeline(data.train, teacher),
+        **_encoders(data.train, teacher),
         **({"vae": teacher.info["vae"]} if "vae" in teacher.info else {}),
     }
     model = Student(
@@ -231,10 +235,16 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
             f"too many for {shape[1]}×{shape[2]} pictures; each level halves them: name fewer widths"
         )
     network_config = replace(config.network, image_channels=shape[0], num_classes=num_classes)
+    conditions: Mapping[str, Tensor | Rows] = {}
+    if isinstance(network_config, UViTConfig) and TOKENS in images.conditions:
+        network_config = replace(network_config, text_dim=images.conditions[TOKENS].shape[2])
+        conditions = {name: images.conditions[name] for name in (TOKENS, MASK) if name in images.conditions}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         network = registry.build(network_config)
-    denoiser = Denoiser(network, config.prediction, {"label": num_classes} if num_classes else {})
+    nulls = {"label": num_classes} if num_classes else {}
+    nulls |= {name: images.null_condition[name] for name in conditions}
+    denoiser = Denoiser(network, config.prediction, nulls)
     schedule = config.schedule.build()
     method = Denoising(
         denoiser,
@@ -245,8 +255,18 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
     )
     inputs = {"data": images.fingerprint()}
     info = {"role": "teacher", "data": config.data, "config": to_json(config), "inputs": inputs}
-    info |= _pipeline(images)
-    model = Model(denoiser, network_config, schedule, shape, config.sampling_steps, num_classes, info)
+    info |= _encoders(images)
+    shapes = {name: (-1, *rows.shape[2:]) for name, rows in conditions.items()}
+    model = Model(
+        denoiser,
+        network_config,
+        schedule,
+        shape,
+        config.sampling_steps,
+        num_classes,
+        info,
+        cond_shapes=shapes,
+    )
     batches, path = _batches(images, model, config), _path(directory)
     return Run(config, method, batches, model, images, path, images, Best(None), inputs)
 
@@ -276,11 +296,13 @@ def distill(
     return student
 
 
-def _pipeline(images: ImageSet, teacher: Model | None = None) -> dict[str, str]:
-    """Whose autoencoder makes pictures of the model's samples: for its info."""
-    known = teacher.info.get("pipeline") if teacher else None
-    made_by = images.origin.get("pipeline") if images.space == "latents" else None
-    return {"pipeline": str(known or made_by)} if known or made_by else {}
+def _encoders(images: ImageSet, teacher: Model | None = None) -> dict[str, str]:
+    """Whose autoencoder makes pictures of a model's samples, and what encodes its prompts: for its info."""
+    known = teacher.info if teacher else {}
+    encoded = images.space == "latents" or images.conditions
+    pipeline = known.get("pipeline") or (images.origin.get("pipeline") if encoded else None)
+    text = known.get("text_encoder") or images.origin.get("text_encoder")
+    return {k: str(v) for k, v in (("pipeline", pipeline), ("text_encoder", text)) if v}
 
 
 def _path(directory: str | Path | None) -> Path | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from torch import Tensor
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 from momatch import validation
-from momatch.arguments import integers, label_cond, numbers, parse
+from momatch.arguments import integers, label_cond, numbers, parse, prompt_cond
 from momatch.assessment import Candidate, assess
 from momatch.config import GuidanceConfig
 from momatch.data.images import Split
@@ -34,17 +35,22 @@ class SampleArguments:
     Attributes:
         run: folder of a run or of a model, or "digits" for the built-in teacher.
         steps: network calls a sample; what the model was made for, if left out.
-        num: how many.
+        num: how many; 64, or 8 for each prompt, if left out.
         labels: classes to ask for, such as 0,1,2, taken in turn; all in turn if left out.
+        prompt: a text to ask for, of a model that takes text; may be given more than once, each becomes a
+            column of the grid.
+        guidance: of a teacher, w in (1 + w) g(z, c) − w g(z, ∅); a student has its own distilled in.
         seed: of the noise.
         eta: stochasticity: 1 is ancestral, 0 is DDIM.
-        out: a .png for a grid, or an .npz with images (uint8) and labels.
+        out: a .png for a grid, or an .npz with images (uint8), and labels or prompts.
     """
 
     run: Positional[str]
     steps: int | None = None
-    num: int = 64
+    num: int | None = None
     labels: str | None = None
+    prompt: UseAppendAction[tuple[str, ...]] = ()
+    guidance: float = 0.0
     seed: int = 0
     eta: float = 1.0
     out: Path = Path("samples.png")
@@ -57,19 +63,25 @@ def sample(arguments: list[str], console: Console) -> None:
     if not 0 <= parsed.eta <= 1:
         raise UsageError(f"--eta {parsed.eta} must lie in [0, 1]: 0 is DDIM, 1 is ancestral")
     model = load_any(parsed.run)
+    prompts, num = parsed.prompt, parsed.num
+    num = (8 * len(prompts) or 64) if num is None else num
     steps = model.steps if parsed.steps is None else parsed.steps
-    cond = label_cond(parsed.labels, max(parsed.num, 0), model)
-    model.check_request(parsed.num, steps, cond, parsed.seed)
+    if prompts:
+        cond = prompt_cond(prompts, parsed.labels, max(num, 0), model)
+    else:
+        cond = label_cond(parsed.labels, max(num, 0), model)
+    model.check_request(num, steps, cond, parsed.seed)
+    model = guided(model, parsed.guidance)
     decoder = decoder_of(model)
-    images = model.sample(parsed.num, steps, cond, parsed.seed, parsed.eta)
+    images = model.sample(num, steps, cond, parsed.seed, parsed.eta)
     images = images if decoder is None else decoder(images)
     if parsed.out.suffix == ".npz":
-        save_npz(parsed.out, images, cond)
+        save_npz(parsed.out, images, cond, [prompts[i % len(prompts)] for i in range(num)] if prompts else [])
     else:
         from momatch.reports.plots import image_grid, save_png
 
-        save_png(image_grid(to_pictures(images), grid_columns(parsed.num)), parsed.out)
-    console.print(f"{parsed.num} samples in {steps} steps each: {parsed.out}", soft_wrap=True)
+        save_png(image_grid(to_pictures(images), len(prompts) or grid_columns(num)), parsed.out)
+    console.print(f"{num} samples in {steps} steps each: {parsed.out}", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -244,11 +256,33 @@ def measure(
     return rows
 
 
-def save_npz(path: Path, samples: Tensor, cond: Cond | None) -> None:
-    """Pictures as `images` (uint8), latents that nothing decodes as `latents` (float32); and labels."""
+def guided(model: Model, scale: float) -> Model:
+    """The model under classifier-free guidance.
+
+    Raises:
+        UsageError: if it is a student, or knows no null condition.
+    """
+    if not scale:
+        return model
+    config = GuidanceConfig(scale=scale)
+    validation.check_guidance(config)
+    if model.info.get("role") == "student":
+        raise UsageError(
+            f"--guidance {scale}: a student has its guidance distilled in; give it to momatch distill as "
+            "--guidance.scale, or sample the teacher"
+        )
+    taken = {*(["label"] if model.num_classes else []), *model.cond_shapes}
+    if not taken or taken - set(model.denoiser.null_values):
+        raise UsageError(f"--guidance {scale}: this model has no null condition to guide away from")
+    return replace(model, denoiser=config.apply(model.denoiser))
+
+
+def save_npz(path: Path, samples: Tensor, cond: Cond | None, prompts: Sequence[str] = ()) -> None:
+    """Pictures as `images` (uint8), latents not decoded as `latents` (float32); and what was asked."""
     import numpy as np
 
     arrays: dict[str, Any] = {"labels": cond["label"].numpy()} if cond and "label" in cond else {}
+    arrays |= {"prompts": np.array(prompts)} if prompts else {}
     if samples.shape[1] in (1, 3):
         pixels = samples.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
         np.savez_compressed(path, images=pixels, **arrays)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,10 +121,8 @@ def load_encoders(pipeline: str | Path, device: str = "cpu") -> Any:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the progress bars and warnings of diffusers and transformers, which go to the terminal."""
-    import diffusers
-    import transformers
-
-    logs = [diffusers.utils.logging, transformers.utils.logging]
+    there = [name for name in ("diffusers", "transformers") if importlib.util.find_spec(name)]
+    logs = [importlib.import_module(f"{name}.utils.logging") for name in there]
     before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
     for log in logs:
         log.set_verbosity_error()

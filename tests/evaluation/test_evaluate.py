@@ -13,7 +13,7 @@ from momatch.evaluation.statistics import FeatureStatistics
 class Sign:
     """Label 1 for pictures that are bright on average; its feature is the brightness of each half."""
 
-    name = "sign"
+    name, metric = "sign", "class_accuracy"
 
     def __call__(self, images):
         return images.flatten(1).view(len(images), 2, -1).mean(2)

@@ -1,5 +1,5 @@
-"""From a name or a path to a `Split`: the built-in digits, pictures in a folder, .npz, tar or on the hub,
-or what `momatch prepare` made of them.
+"""From a name or a path to a `Split`: the built-in digits or emoji, pictures in a folder, an .npz, a tar or
+on the hub, or what `momatch prepare` made of them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from momatch.data.digits import load_digits
+from momatch.data.emoji import load_emoji
 from momatch.data.hub import PREFIX, Hub
 from momatch.data.images import ImageSet, Split, random_split, stratified_split
 from momatch.data.items import METADATA, USUAL, Collection, Fields, Folder, ImageFolder, Item, Npz
@@ -32,6 +33,7 @@ def load_data(source: str, image_size: int = 0) -> Split:
         source: one of these; of all but the digits a tenth of every class is held out, always the same.
 
             - "digits"
+            - "emoji": captioned pictures, 32×32, or 16×16 by image_size
             - a folder of equally sized pictures, the classes in subfolders (or none)
             - a folder with metadata.jsonl: {"file_name": …, "text": …, "label": …} for each picture
             - an .npz with `images` (N, H, W[, C]) uint8 and, for a conditional model, `labels` (N,) integers
@@ -48,6 +50,8 @@ def load_data(source: str, image_size: int = 0) -> Split:
         if image_size not in (0, 8):
             raise DataError(f"image_size is {image_size}, but the built-in digits are 8×8; leave it out")
         return load_digits()
+    if source == "emoji":
+        return load_emoji(image_size)
     if not source.startswith(PREFIX) and is_prepared(Path(source)):
         return _split(_prepared(Path(source), image_size), source)
     collection = open_collection(source)
@@ -73,7 +77,7 @@ def open_collection(source: str, fields: Fields = USUAL) -> Collection:
     path = Path(source)
     if not path.exists():
         raise DataError(
-            f"no data at {source!r}; give 'digits', a folder of pictures, an .npz or .tar, or hf:ORG/NAME"
+            f"no data at {source!r}; give 'digits', 'emoji', a folder, an .npz, a .tar or hf:ORG/NAME"
         )
     if path.suffix == ".npz":
         return Npz(path)

@@ -1,4 +1,4 @@
-"""Which feature network goes with which data: the digits classifier for digits, pixels for all else."""
+"""Which networks judge which data: a classifier digits, EfficientNet and a matcher emoji; else pixels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from momatch.data.images import ImageSet
-from momatch.evaluation.features import ClassifierFeatures, DecodedFeatures, FeatureExtractor, PixelFeatures
+from momatch.evaluation import efficientnet
+from momatch.evaluation.efficientnet import EfficientNetFeatures
+from momatch.evaluation.features import (
+    Classifier,
+    ClassifierFeatures,
+    DecodedFeatures,
+    FeatureExtractor,
+    PixelFeatures,
+)
+from momatch.evaluation.retrieval import CaptionRetrieval
 from momatch.latents import Decoder
-from momatch.networks.classifier import Classifier
+from momatch.networks.classifier import Classifier as ClassifierNetwork
 
 DIGITS_CLASSIFIER = Path(__file__).parent.parent / "assets" / "digits-classifier.safetensors"
 DIGITS_CLASSIFIER_WIDTH = 16
@@ -17,7 +26,7 @@ DIGITS_CLASSIFIER_WIDTH = 16
 
 def digits_classifier() -> ClassifierFeatures:
     """The classifier that ships with the package, trained on the training digits only."""
-    network = Classifier(image_channels=1, num_classes=10, width=DIGITS_CLASSIFIER_WIDTH)
+    network = ClassifierNetwork(image_channels=1, num_classes=10, width=DIGITS_CLASSIFIER_WIDTH)
     network.load_state_dict(load_file(DIGITS_CLASSIFIER))
     return ClassifierFeatures(network.eval(), "digits-classifier")
 
@@ -36,6 +45,19 @@ def pixel_features(data: ImageSet, decoder: Decoder | None = None) -> FeatureExt
     averaged = max(shape[-2:]) > size
     pixels = PixelFeatures(size, f"{what} averaged to {size}×{size}" if averaged else what)
     return pixels if decoder is None else DecodedFeatures(pixels, decoder)
+
+
+def judges(
+    data: ImageSet, decoder: Decoder | None = None
+) -> tuple[list[FeatureExtractor], Classifier | None]:
+    """What an evaluation looks with: feature extractors, the telling one first, and a judge of requests."""
+    pixels, known = pixel_features(data, decoder), classifier(data)
+    if known is not None:
+        return [known, pixels], known
+    if data.classifier != "emoji-matcher":
+        return [pixels], None
+    telling = [EfficientNetFeatures()] if efficientnet.installed() else []
+    return [*telling, pixels], CaptionRetrieval(data.conditions)
 
 
 def feature_extractor(data: ImageSet, decoder: Decoder | None = None) -> FeatureExtractor:

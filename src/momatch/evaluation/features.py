@@ -31,7 +31,17 @@ class FeatureExtractor(Protocol):
 
 
 class Classifier(Protocol):
-    """Anything that assigns labels to pictures; `ClassifierFeatures` is one."""
+    """Anything that assigns labels to pictures; `ClassifierFeatures` is one.
+
+    Attributes:
+        metric: what the share of pictures with the label asked for is called: "class_accuracy", or
+            "retrieval_accuracy" where labels are captions.
+    """
+
+    @property
+    def metric(self) -> str:
+        """See above."""
+        ...
 
     @property
     def name(self) -> str:
@@ -87,6 +97,8 @@ class ClassifierFeatures:
             is put into evaluation mode, not copied; pictures are sent to its device.
         name: what reports call it, e.g. "digits-classifier".
     """
+
+    metric = "class_accuracy"
 
     def __init__(self, network: nn.Module, name: str):
         features = getattr(network, "features", None)

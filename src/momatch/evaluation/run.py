@@ -125,7 +125,7 @@ def evaluate(
     - kid: kernel distance with its jackknife error
     - precision, recall: k = 3, min(n_generated, n_reference) of each side
 
-    On the classifier:
+    On the classifier, under the name of its `metric`, "class_accuracy" say:
 
     - class_accuracy: share given the label asked for, Wilson interval; needs labels of the samples
     - class_accuracy_reference: the same of real pictures, the ceiling; needs labels of the reference
@@ -170,7 +170,7 @@ def evaluate(
         rows += _kid_precision_recall(generated, real, extractor.name, counts)
     if classifier is not None:
         hits = _hits(classifier, reference_images, reference_labels, batch_size)
-        rows += _accuracy(pulled.hits, hits, classifier.name, counts)
+        rows += _accuracy(pulled.hits, hits, classifier, counts)
     if training_images is not None:
         held_out = nearest_distances(reference_images, training_images)
         rows += _neighbours(pulled.nearest, held_out, len(training_images), space, counts)
@@ -296,14 +296,14 @@ def _kid_precision_recall(generated: Tensor, real: Tensor, name: str, counts: _C
     ]
 
 
-def _accuracy(generated: Tensor, real: Tensor, name: str, counts: _Counts) -> list[Measurement]:
-    rows = []
+def _accuracy(generated: Tensor, real: Tensor, judge: Classifier, counts: _Counts) -> list[Measurement]:
+    rows, name, metric = [], judge.name, judge.metric
     if len(generated):
         used = _Counts({**counts, "n_reference": 0})
-        rows.append(_share("class_accuracy", generated, name, used, "against the labels asked for"))
+        rows.append(_share(metric, generated, name, used, "against what was asked for"))
     if len(real):
         used = _Counts({**counts, "n_generated": 0})
-        rows.append(_share("class_accuracy_reference", real, name, used, "classifier on real pictures"))
+        rows.append(_share(f"{metric}_reference", real, name, used, "of real pictures"))
     return rows
 
 

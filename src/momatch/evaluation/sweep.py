@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from momatch.data.images import Split
@@ -62,13 +63,17 @@ def evaluate_at(
 ) -> Row:
     """Sample `num_samples` pictures in `steps` network calls each; measure them against the held-out ones.
 
-    Labels are asked for in equal numbers, other conditions as the held-out pictures have them. Features: the
-    data's built-in classifier's (if any) and pixels; of a latent model those of decoded pictures, if its
-    pipeline is there. Of data in shards at most 50,000 pictures (10,000 to decode) are compared with, evenly
+    Labels are asked for in equal numbers, other conditions as the held-out pictures have them. Features:
+    those of the data's built-in network (if any) and pixels; of a latent model those of decoded pictures,
+    if its pipeline is there. Of data in shards at most 50,000 pictures (10,000 to decode) are compared with, evenly
     spread.
     """
     cond, decoder = fixed_cond(model, data.heldout, num_samples), decoder_of(model)
-    labels = cond.get("label") if cond else None
+    extractors, judge = builtin.judges(data.heldout, decoder)
+    labels, real_labels = cond.get("label") if cond else None, data.heldout.labels
+    if judge is not None and judge.metric == "retrieval_accuracy":  # what is asked for is a caption's place
+        real_labels = torch.arange(len(data.heldout))
+        labels = real_labels[torch.arange(num_samples) % len(real_labels)] if model.cond_shapes else None
     seconds = 0.0
 
     def samples() -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -84,16 +89,15 @@ def evaluate_at(
             yield chunk, None if labels is None else labels[done : done + len(chunk)]
             done += len(chunk)
 
-    judge, pixels = builtin.classifier(data.heldout), builtin.pixel_features(data.heldout, decoder)
     most = MOST_DECODED if decoder else MOST_REFERENCE
-    heldout, real_labels = data.heldout.images, data.heldout.labels
+    heldout = data.heldout.images
     if isinstance(heldout, Rows) and len(heldout) > most:
         kept = spread(len(heldout), most)
         heldout, real_labels = take(heldout, kept), real_labels[kept]
     result = evaluate(
         samples(),
         (heldout, real_labels),
-        [judge, pixels] if judge else [pixels],
+        extractors,
         judge,
         sample_of(data.train.images, max_rows=None if isinstance(data.train.images, Tensor) else most),
         reference_name=data.heldout.name,

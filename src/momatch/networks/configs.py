@@ -46,6 +46,7 @@ class UViTConfig:
             unconditional network.
         embedding_dim: width of the embedding of (logSNR, label).
         dropout: dropout rate inside the residual blocks and the transformer's MLPs.
+        text_dim: width of the tokens of encoded text; 0 for a network that takes none.
     """
 
     image_channels: int = 1
@@ -57,6 +58,7 @@ class UViTConfig:
     num_classes: int = 0
     embedding_dim: int = 64
     dropout: float = 0.0
+    text_dim: int = 0
 
 
 @dataclass(frozen=True)

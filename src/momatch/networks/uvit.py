@@ -1,5 +1,7 @@
 """U-ViT: convolutions where the picture is large, a transformer at the bottom; without the former, a DiT.
 
+Tokens of encoded text, if the network takes any, stand in the transformer's sequence beside the picture's.
+
 Source: Hoogeboom et al., "simple diffusion", 2023 (U-ViT); Peebles & Xie 2023 (DiT, adaLN-zero). The network
 of the moment-matching paper is of this family.
 """
@@ -27,6 +29,7 @@ class UViT(nn.Module):
         self.config = config
         widths, n, dim = config.channels, config.blocks_per_level, config.embedding_dim
         self.conditioning = Conditioning(dim, config.num_classes)
+        self.text = TextInput(config.text_dim, config.width, dim) if config.text_dim else None
         top = widths[0] if widths else config.width
 
         def level(width_in: int, width: int) -> nn.ModuleList:
@@ -62,9 +65,17 @@ class UViT(nn.Module):
         Args:
             z: (B, C, H, W), H and W divisible by patch_size · 2 ** len(channels).
             logsnr: (B,).
-            cond: {"label": (B,) int64} for a class-conditional network; None means the null label.
+            cond: {"label": (B,) int64} for a class-conditional network, {"encoder_hidden_states":
+                (B, L, text_dim), "encoder_attention_mask": (B, L), 1 for a token and 0 for padding, or no
+                mask} for one that takes text, all of them for both; None means the null label, and no text.
         """
         embedding = self.conditioning(logsnr, cond)
+        text = seen = None
+        if self.text is not None and cond is not None:
+            encoded = cond["encoder_hidden_states"]
+            seen = cond.get("encoder_attention_mask", encoded.new_ones(encoded.shape[:2])).bool()
+            text, summary = self.text(encoded, seen)
+            embedding = embedding + summary
         h = self.stem(z)
         skips: list[Tensor] = []
         for blocks in self.down_levels:
@@ -76,9 +87,12 @@ class UViT(nn.Module):
         tokens = self.to_tokens(h)
         batch, width, height, breadth = tokens.shape
         x = tokens.flatten(2).transpose(1, 2) + positions(height, breadth, width, tokens)
+        if text is not None and seen is not None:
+            x = torch.cat([x, text], dim=1)
+            seen = F.pad(seen, (height * breadth, 0), value=True)
         for block in self.blocks:
-            x = block(x, embedding)
-        x = self.norm_tokens(x).transpose(1, 2).reshape(batch, width, height, breadth)
+            x = block(x, embedding, seen)
+        x = self.norm_tokens(x[:, : height * breadth]).transpose(1, 2).reshape(batch, width, height, breadth)
         h = h + self.from_tokens(x)
 
         for blocks in reversed(self.up_levels):
@@ -86,6 +100,23 @@ class UViT(nn.Module):
             for block in cast(nn.ModuleList, blocks):
                 h = block(h, embedding)
         return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class TextInput(nn.Module):
+    """Brings tokens of text to the transformer's width, and their mean to the embedding's."""
+
+    def __init__(self, text_dim: int, width: int, embedding_dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(text_dim)
+        self.to_tokens = nn.Linear(text_dim, width)
+        self.to_summary = nn.Linear(text_dim, embedding_dim)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, text_dim), (B, L) → (B, L, width), (B, embedding_dim); no token at all gives a zero mean."""
+        tokens = self.norm(tokens)
+        present = mask.to(tokens.dtype)[:, :, None]
+        mean = (tokens * present).sum(1) / present.sum(1).clamp(min=1)
+        return self.to_tokens(tokens), self.to_summary(mean)
 
 
 class TransformerBlock(nn.Module):
@@ -105,18 +136,19 @@ class TransformerBlock(nn.Module):
         self.mlp_out = nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(x (B, N, width), embedding (B, embedding_dim)) → x's shape."""
+    def forward(self, x: Tensor, embedding: Tensor, seen: Tensor | None = None) -> Tensor:
+        """(x (B, N, width), embedding (B, embedding_dim), tokens to attend to (B, N) bool) → x's shape."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding)[:, None].chunk(6, dim=-1)
-        x = x + gate1 * self.attention(torch.addcmul(shift1, self.norm1(x), 1 + scale1))
+        x = x + gate1 * self.attention(torch.addcmul(shift1, self.norm1(x), 1 + scale1), seen)
         h = F.gelu(self.mlp_in(torch.addcmul(shift2, self.norm2(x), 1 + scale2)))
         return x + gate2 * self.mlp_out(self.dropout(h))
 
-    def attention(self, x: Tensor) -> Tensor:
-        """Multi-head self-attention over tokens (B, N, width)."""
+    def attention(self, x: Tensor, seen: Tensor | None) -> Tensor:
+        """Multi-head self-attention over tokens (B, N, width); `seen` (B, N) says to which, all if None."""
         batch, count, width = x.shape
         q, k, v = self.qkv(x).view(batch, count, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        h = F.scaled_dot_product_attention(self.norm_q(q), self.norm_k(k), v)
+        mask = None if seen is None else seen[:, None, None]
+        h = F.scaled_dot_product_attention(self.norm_q(q), self.norm_k(k), v, mask)
         return self.project(h.transpose(1, 2).reshape(batch, count, width))
 
 

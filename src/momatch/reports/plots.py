@@ -131,8 +131,10 @@ def guidance_curve(points: Sequence[tuple[float, Row]]) -> Figure:
         points: (scale, what was measured at it).
     """
     figure, axes = _axes(columns=2)
+    retrieval = any(find(row, "retrieval_accuracy") for _, row in points)
+    accuracy = "retrieval_accuracy" if retrieval else "class_accuracy"
     for panel, metric, label in zip(
-        axes, ("precision", "class_accuracy"), ("precision", "class accuracy"), strict=True
+        axes, ("precision", accuracy), ("precision", accuracy.replace("_", " ")), strict=True
     ):
         found = [(w, find(row, metric), find(row, "recall")) for w, row in points]
         known = [(w, x.value, y.value) for w, x, y in found if x and y]

@@ -21,7 +21,7 @@ COLUMNS = (
     "KID ± error",
     "precision",
     "recall",
-    "class accuracy",
+    "accuracy",
     "neighbour ratio",
     "samples / s",
 )
@@ -131,7 +131,7 @@ def cells(row: Row) -> list[str]:
     """A row's entries in the order of `COLUMNS`."""
     frechet, floor, kid = (find(row, metric) for metric in ("frechet", "frechet_floor", "kid"))
     shares = [_fixed(find(row, metric), 2) for metric in ("precision", "recall")]
-    accuracy = find(row, "class_accuracy")
+    accuracy = find(row, "class_accuracy") or find(row, "retrieval_accuracy")
     return [
         row.name,
         str(row.steps),

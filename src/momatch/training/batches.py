@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from momatch.data.rows import Rows
+from momatch.data.wordings import Wordings
 from momatch.methods.base import Batch
 from momatch.training.seeding import generator
 
@@ -28,13 +29,18 @@ def image_batches(
         labels: (N,) their labels, given as cond["label"]; None for a model without classes.
         batch_size: size of the whole batch.
         seed: the run's seed.
-        conditions: (N, …) each, given in cond under their own names.
+        conditions: (N, …) each, given in cond under their own names; of several wordings one is drawn.
     """
     asked: dict[str, Tensor | Rows] = {**({} if labels is None else {"label": labels}), **(conditions or {})}
 
     def batch(step: int) -> Batch:
         rng = generator(seed, "train", step, device=images.device)
         index = torch.randint(len(images), (batch_size,), generator=rng, device=images.device)
-        return Batch(images[index], {key: rows[index] for key, rows in asked.items()} or None, rng)
+        cond = {key: rows[index] for key, rows in asked.items() if not isinstance(rows, Wordings)}
+        worded = {key: rows for key, rows in asked.items() if isinstance(rows, Wordings)}
+        if worded:
+            u = torch.rand(batch_size, generator=rng, device=images.device)
+            cond |= {key: rows.draw(index, u) for key, rows in worded.items()}
+        return Batch(images[index], cond or None, rng)
 
     return batch

