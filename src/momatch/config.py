@@ -62,25 +62,27 @@ class WeightingConfig:
     """Which noise levels count how much.
 
     Attributes:
-        name: w(s); see momatch.methods.weighting.
+        name: w(s); see momatch.methods.weighting. "auto" is flat, or signal where the network predicts ε.
         maximum: cap of snr_clipped.
         density: p(s): "power" is s = u^exponent, "rho_grid" is EDM's test-time grid.
         exponent: of the power density; 1 is uniform, above 1 trains more at low noise.
         delta_exponent: t − s = u^delta_exponent / k; 1 is the paper, below 1 means longer steps.
     """
 
-    name: Literal["flat", "edm", "v", "snr_clipped", "adaptive"] = "flat"
+    name: Literal["auto", "flat", "signal", "edm", "v", "snr_clipped", "adaptive"] = "auto"
     maximum: float = 100.0
     density: Literal["power", "rho_grid"] = "power"
     exponent: float = 1.0
     delta_exponent: float = 1.0
 
-    def build_weighting(self) -> Weighting:
-        """w(s)."""
+    def build_weighting(self, prediction: Prediction) -> Weighting:
+        """w(s), for networks whose output stands for `prediction`."""
         if self.name == "snr_clipped":
             return weighting.snr_clipped(self.maximum)
         makers = {
+            "auto": weighting.signal if prediction == "eps" else weighting.flat,
             "flat": weighting.flat,
+            "signal": weighting.signal,
             "edm": weighting.edm_weight,
             "v": weighting.v_weight,
             "adaptive": weighting.adaptive,

@@ -14,8 +14,11 @@ import torch
 
 import momatch
 from momatch import cli, inspection
+from momatch.assembly import distillation
 from momatch.config import GuidanceConfig, InstantConfig, MonitorConfig
 from momatch.errors import UsageError
+from momatch.methods.alternating import Alternating
+from momatch.methods.warm_start import WarmStart
 from momatch.model import load_model
 from momatch.training.loop import TrainConfig
 
@@ -52,6 +55,19 @@ def test_a_diffusers_teacher_is_distilled(method, unet, tmp_path):
     again = momatch.load_student(tmp_path / "run")
     assert torch.equal(student.sample(4, seed=1), again.sample(4, seed=1))
     assert student.sample(4).abs().max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize(("kind", "matching", "warming"), [("epsilon", 0.5, 1.0), ("v_prediction", 1.0, 2.0)])
+def test_losses_are_weighted_by_what_the_teacher_predicts(kind, matching, warming, tmp_path):
+    """At α² = σ² = 1/2: w = α² for an ε-network, else 1; a warm start is a mean square in ε, or in v."""
+    scheduler = diffusers.DDPMScheduler(prediction_type=kind)
+    folder = folders.save(tmp_path / "ddpm", folders.unet(), scheduler)
+    config = dataclasses.replace(SHORT, teacher=str(folder), warm_start_steps=2)
+    method = distillation(momatch.load_teacher(folder), momatch.load_data("digits"), config).method
+    logsnr, x = torch.zeros(1), torch.zeros(1, 1, 8, 8)
+    assert isinstance(method, WarmStart) and isinstance(method.method, Alternating)
+    assert float(method.method.weighting(logsnr, x, x)) == matching
+    assert float(method.denoising.weighting(logsnr, x, x)) == warming
 
 
 def test_classes_guidance_and_a_null_label(tmp_path):
