@@ -60,7 +60,7 @@ def distillation(
                 f"stopping.held_back {config.stopping.held_back} keeps {len(reference)} of {len(data.train)} "
                 "pictures; it must keep 2 or more, and hundreds to tell much"
             )
-    schedule = config.schedule.build(teacher.schedule)
+    schedule = config.schedule.build(teacher.schedule, config.steps)
     student, network = _student(teacher, config)
     method = _method(teacher, student, schedule, images, config, path, inputs)
     if config.warm_start_steps:

@@ -33,14 +33,26 @@ class ScheduleConfig:
         name: which; see momatch.schedules. "teacher" takes the teacher's, whatever it is (students only).
         shift: logSNR shift; of the clean end alone if interpolated; edm has none. Negative means more noise.
         shift_high: logSNR shift at the noisy end (interpolated only).
+        logsnr_min: sampling begins at this λ, and what lies below is left out (not if interpolated); 0 leaves
+            out nothing.
     """
 
     name: Literal["teacher", "cosine", "interpolated", "edm", "rectified_flow"] = "cosine"
     shift: float = 0.0
     shift_high: float = 0.0
+    logsnr_min: float = 0.0
 
-    def build(self, teacher: NoiseSchedule | None = None) -> NoiseSchedule:
-        """The schedule itself, given the teacher's if there is one."""
+    def build(self, teacher: NoiseSchedule | None = None, steps: int = 1) -> NoiseSchedule:
+        """The schedule itself, given the teacher's if there is one, and the steps to be taken on it."""
+        whole = self._whole(teacher)
+        if not self.logsnr_min:
+            return whole
+        try:
+            return schedules.cut(whole, self.logsnr_min, steps)
+        except ValueError as error:
+            raise ConfigError(f"schedule.logsnr_min is {self.logsnr_min}: {error}; use 0") from None
+
+    def _whole(self, teacher: NoiseSchedule | None) -> NoiseSchedule:
         if self.name == "teacher":
             if teacher is None:
                 raise ConfigError(
