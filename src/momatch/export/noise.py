@@ -22,8 +22,8 @@ def sampler(model: Model) -> Any:
 def stock_ddpm(model: Model) -> Any | None:
     """Diffusers' DDPMScheduler, if it takes exactly the student's steps; else None.
 
-    It does on the table of betas that the network was trained with, or on the first part of it, where k divides
-    its length, so that "trailing" timesteps are those of t = 1, (k−1)/k, …; its "fixed_small" variance is the
+    It does on the table of betas that the network was trained with, or its first part, where k divides the
+    length, so that "trailing" timesteps are those of t = 1, (k−1)/k, …; its "fixed_small" variance is the
     posterior's.
     """
     time, schedule = model.denoiser.time, model.schedule
