@@ -64,11 +64,11 @@ def distillation(
                 f"stopping.held_back {config.stopping.held_back} keeps {len(reference)} of {len(data.train)} "
                 "pictures; it must keep 2 or more, and hundreds to tell much"
             )
-    schedule = config.schedule.build(teacher.schedule)
+    schedule = config.schedule.build(teacher.schedule, config.steps)
     student, network = _student(teacher, config)
     method = _method(teacher, student, schedule, images, config, path, inputs)
     if config.warm_start_steps:
-        method = WarmStart(Denoising(student, schedule, cond_dropout=0.0), method, config.warm_start_steps)
+        method = WarmStart(_denoising(student, schedule), method, config.warm_start_steps)
     info = {
         "role": "student",
         "teacher": config.teacher,
@@ -170,7 +170,7 @@ def _method(
         config.posterior,
         config.source,
     )
-    weight = config.weighting.build_weighting()
+    weight = config.weighting.build_weighting(teacher.denoiser.prediction)
     if config.method == "alternating":
         auxiliary = _auxiliary(teacher, config)
         return Alternating(guided, student, auxiliary, transition, weight, config.update, config.teacher_term)
@@ -184,6 +184,12 @@ def _method(
         config.instant.product, guided, probe.x, schedule(torch.full((len(probe.x),), 0.5)), probe.cond
     )
     return Instant(guided, student, transition, scale, weight, product, config.instant.centre)
+
+
+def _denoising(denoiser: Denoiser, schedule: NoiseSchedule) -> Denoising:
+    """The loss that a diffusion model is usually trained with: a mean square in ε, or in v."""
+    weight = weighting.eps_weight() if denoiser.prediction == "eps" else weighting.v_weight()
+    return Denoising(denoiser, schedule, weight, cond_dropout=0.0)
 
 
 def _second_moments(
@@ -205,7 +211,7 @@ def _second_moments(
     else:
         batches = _batches(data, teacher, config)
         moments = estimate_second_moments(
-            Denoising(teacher.denoiser.unwrapped, teacher.schedule, cond_dropout=0.0), batches, steps
+            _denoising(teacher.denoiser.unwrapped, teacher.schedule), batches, steps
         )
         if directory:
             checkpoint.save_tensors(directory / SECOND_MOMENTS, moments)
@@ -249,7 +255,7 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
     method = Denoising(
         denoiser,
         schedule,
-        config.weighting.build_weighting(),
+        config.weighting.build_weighting(config.prediction),
         config.weighting.build_density(schedule),
         config.cond_dropout,
     )

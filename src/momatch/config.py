@@ -33,14 +33,26 @@ class ScheduleConfig:
         name: which; see momatch.schedules. "teacher" takes the teacher's, whatever it is (students only).
         shift: logSNR shift; of the clean end alone if interpolated; edm has none. Negative means more noise.
         shift_high: logSNR shift at the noisy end (interpolated only).
+        logsnr_min: sampling begins at this λ, and what lies below is left out (not if interpolated); 0 leaves
+            out nothing.
     """
 
     name: Literal["teacher", "cosine", "interpolated", "edm", "rectified_flow"] = "cosine"
     shift: float = 0.0
     shift_high: float = 0.0
+    logsnr_min: float = 0.0
 
-    def build(self, teacher: NoiseSchedule | None = None) -> NoiseSchedule:
-        """The schedule itself, given the teacher's if there is one."""
+    def build(self, teacher: NoiseSchedule | None = None, steps: int = 1) -> NoiseSchedule:
+        """The schedule itself, given the teacher's if there is one, and the steps to be taken on it."""
+        whole = self._whole(teacher)
+        if not self.logsnr_min:
+            return whole
+        try:
+            return schedules.cut(whole, self.logsnr_min, steps)
+        except ValueError as error:
+            raise ConfigError(f"schedule.logsnr_min is {self.logsnr_min}: {error}; use 0") from None
+
+    def _whole(self, teacher: NoiseSchedule | None) -> NoiseSchedule:
         if self.name == "teacher":
             if teacher is None:
                 raise ConfigError(
@@ -62,25 +74,27 @@ class WeightingConfig:
     """Which noise levels count how much.
 
     Attributes:
-        name: w(s); see momatch.methods.weighting.
+        name: w(s); see momatch.methods.weighting. "auto" is flat, or signal where the network predicts ε.
         maximum: cap of snr_clipped.
         density: p(s): "power" is s = u^exponent, "rho_grid" is EDM's test-time grid.
         exponent: of the power density; 1 is uniform, above 1 trains more at low noise.
         delta_exponent: t − s = u^delta_exponent / k; 1 is the paper, below 1 means longer steps.
     """
 
-    name: Literal["flat", "edm", "v", "snr_clipped", "adaptive"] = "flat"
+    name: Literal["auto", "flat", "signal", "edm", "v", "snr_clipped", "adaptive"] = "auto"
     maximum: float = 100.0
     density: Literal["power", "rho_grid"] = "power"
     exponent: float = 1.0
     delta_exponent: float = 1.0
 
-    def build_weighting(self) -> Weighting:
-        """w(s)."""
+    def build_weighting(self, prediction: Prediction) -> Weighting:
+        """w(s), for networks whose output stands for `prediction`."""
         if self.name == "snr_clipped":
             return weighting.snr_clipped(self.maximum)
         makers = {
+            "auto": weighting.signal if prediction == "eps" else weighting.flat,
             "flat": weighting.flat,
+            "signal": weighting.signal,
             "edm": weighting.edm_weight,
             "v": weighting.v_weight,
             "adaptive": weighting.adaptive,

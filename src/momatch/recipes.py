@@ -86,6 +86,20 @@ def digits_lora_8() -> DistillConfig:
     return replace(digits(8), adapter=AdapterConfig(rank=8), optim=OptimConfig(learning_rate=3e-3))
 
 
+def diffusers_8() -> DistillConfig:
+    """Student of 8 steps of a small pixel model of diffusers.
+
+    To what λ its schedule should be cut (schedule.logsnr_min) depends on the size of the pictures:
+    docs/numbers.md, section 7.
+    """
+    return DistillConfig(
+        steps=8,
+        weighting=replace(LONGER_STEPS, name="signal"),
+        train=TrainConfig(num_steps=500, batch_size=128),
+        optim=OptimConfig(learning_rate=2e-4),
+    )
+
+
 def demo() -> DistillConfig:
     """What `momatch demo` runs: digits, 8 steps, two thirds of the documented budget."""
     return DistillConfig(
@@ -152,6 +166,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "digits-8": digits_8,
     "digits-instant-8": digits_instant_8,
     "digits-lora-8": digits_lora_8,
+    "diffusers-8": diffusers_8,
     "demo": demo,
     "emoji16-teacher": emoji16_teacher,
     **{f"imagenet{size}-teacher": partial(imagenet_teacher, size) for size in (64, 128)},

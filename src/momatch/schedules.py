@@ -205,6 +205,41 @@ def tabulated(
     return NoiseSchedule("tabulated", options, to_logsnr, to_time)
 
 
+def cut(schedule: NoiseSchedule, logsnr_min: float, multiple: int = 1) -> NoiseSchedule:
+    """The same schedule without what lies below `logsnr_min`: λ(t · t_cut), t_cut the time of that λ.
+
+    A sampler then begins at λ = logsnr_min, with noise of variance 1 for z. Where that λ is low enough for
+    the size of the pictures, nothing is lost, and no steps are spent where z tells nothing of x.
+
+    Args:
+        schedule: any but `interpolated`; returned as it is if it does not reach below.
+        logsnr_min: the new λ(1). A table ends with its last entry that is not below.
+        multiple: a table keeps a multiple of so many entries, so that as many steps still land on entries.
+
+    Raises:
+        ValueError: if nothing would be left, or the schedule cannot be cut.
+    """
+    first, last = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    if logsnr_min <= last:
+        return schedule
+    options = dict(schedule.options)
+    if schedule.name == "tabulated":
+        betas = options["betas"]
+        times = torch.arange(1, len(betas) + 1, dtype=torch.float64) / len(betas)
+        kept = int((schedule(times) >= logsnr_min).sum())
+        options["betas"] = betas[: kept - kept % multiple]
+    elif schedule.name == "edm":
+        options["sigma_max"] = math.exp(-logsnr_min / 2)
+    elif schedule.name in ("cosine", "rectified_flow"):
+        offset = options["shift"] if schedule.name == "cosine" else -2 * math.log(options["shift"])
+        options["logsnr_min"] = logsnr_min - offset
+    else:
+        raise ValueError(f"the schedule {schedule.name} cannot be cut at logSNR {logsnr_min}")
+    if logsnr_min >= first or options.get("betas") == []:
+        raise ValueError(f"nothing of the schedule {schedule.name} lies above logSNR {logsnr_min}")
+    return build(schedule.name, **options)
+
+
 SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
     "cosine": cosine,
     "interpolated": interpolated,

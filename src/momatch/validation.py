@@ -40,6 +40,8 @@ def check(config: RunConfig) -> None:
     for key in ("shift", "shift_high"):
         value = getattr(config.schedule, key)
         _require(abs(value) <= 30, f"schedule.{key}", value, "it must lie in [−30, 30]")
+    lowest = config.schedule.logsnr_min
+    _require(-30 <= lowest <= 0, "schedule.logsnr_min", lowest, "it must lie in [−30, 0], 0 to cut nothing")
     _require(config.monitor.every >= 0, "monitor.every", config.monitor.every, "it must be 0 (never) or more")
     _require(
         config.monitor.num_samples >= 100,

@@ -101,6 +101,18 @@ def test_the_stock_sampler_takes_the_student_s_steps(steps, table, prediction, c
     torch.testing.assert_close(drive(model, scheduler, drawn, monkeypatch), expected, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize(("prediction", "clip"), [("eps", 1.0), ("v", None)])
+def test_the_stock_sampler_takes_the_steps_on_a_table_that_was_cut(prediction, clip, monkeypatch):
+    cut = schedules.cut(schedules.tabulated(TABLES["linear"]), -6.0, 8)
+    model = student(8, TABLES["linear"], prediction, clip=clip, schedule=cut)
+    scheduler = noise.sampler(model)
+    assert type(scheduler) is DDPMScheduler
+    drawn = noises(model, 3)
+    expected = ours(model, drawn, monkeypatch)
+    torch.testing.assert_close(drive(model, scheduler, drawn, monkeypatch), expected, rtol=1e-5, atol=2e-5)
+    assert scheduler.timesteps[0] < 800 and len(scheduler.betas) == 768
+
+
 @pytest.mark.parametrize("steps", [1, 3, 8])
 @pytest.mark.parametrize(
     ("kind", "prediction"),

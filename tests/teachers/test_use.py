@@ -14,8 +14,11 @@ import torch
 
 import momatch
 from momatch import cli, inspection
-from momatch.config import GuidanceConfig, InstantConfig, MonitorConfig
+from momatch.assembly import distillation
+from momatch.config import GuidanceConfig, InstantConfig, MonitorConfig, ScheduleConfig
 from momatch.errors import UsageError
+from momatch.methods.alternating import Alternating
+from momatch.methods.warm_start import WarmStart
 from momatch.model import load_model
 from momatch.training.loop import TrainConfig
 
@@ -52,6 +55,37 @@ def test_a_diffusers_teacher_is_distilled(method, unet, tmp_path):
     again = momatch.load_student(tmp_path / "run")
     assert torch.equal(student.sample(4, seed=1), again.sample(4, seed=1))
     assert student.sample(4).abs().max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize(("kind", "matching", "warming"), [("epsilon", 0.5, 1.0), ("v_prediction", 1.0, 2.0)])
+def test_losses_are_weighted_by_what_the_teacher_predicts(kind, matching, warming, tmp_path):
+    """At α² = σ² = 1/2: w = α² for an ε-network, else 1; a warm start is a mean square in ε, or in v."""
+    scheduler = diffusers.DDPMScheduler(prediction_type=kind)
+    folder = folders.save(tmp_path / "ddpm", folders.unet(), scheduler)
+    config = dataclasses.replace(SHORT, teacher=str(folder), warm_start_steps=2)
+    method = distillation(momatch.load_teacher(folder), momatch.load_data("digits"), config).method
+    logsnr, x = torch.zeros(1), torch.zeros(1, 1, 8, 8)
+    assert isinstance(method, WarmStart) and isinstance(method.method, Alternating)
+    assert float(method.method.weighting(logsnr, x, x)) == matching
+    assert float(method.denoising.weighting(logsnr, x, x)) == warming
+
+
+def test_a_student_begins_where_the_schedule_is_cut(unet, tmp_path):
+    config = dataclasses.replace(
+        SHORT, teacher=str(unet), schedule=ScheduleConfig("teacher", logsnr_min=-6.0)
+    )
+    student = momatch.distill(
+        momatch.load_teacher(unet), momatch.load_data("digits"), config, tmp_path / "run"
+    )
+    assert -6 <= float(student.schedule(torch.tensor(1.0))) < -5.9
+    again = momatch.load_student(tmp_path / "run")
+    assert torch.equal(student.sample(4, seed=1), again.sample(4, seed=1))
+    with pytest.raises(UsageError, match=r"schedule.logsnr_min is 3.0; it must lie in \[−30, 0\]"):
+        bad = dataclasses.replace(config, schedule=ScheduleConfig("teacher", logsnr_min=3.0))
+        momatch.distill(momatch.load_teacher(unet), momatch.load_data("digits"), bad)
+    with pytest.raises(UsageError, match=r"schedule.logsnr_min is -4.0: .* cannot be cut"):
+        bad = dataclasses.replace(config, schedule=ScheduleConfig("interpolated", logsnr_min=-4.0))
+        momatch.distill(momatch.load_teacher(unet), momatch.load_data("digits"), bad)
 
 
 def test_classes_guidance_and_a_null_label(tmp_path):

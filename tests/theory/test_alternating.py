@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from momatch import schedules
 from momatch.analytic.mixture import GaussianMixture
+from momatch.config import WeightingConfig
+from momatch.denoiser import Denoiser
 from momatch.methods import weighting
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Batch
@@ -223,9 +225,54 @@ def test_weights_are_those_of_the_papers():
     edm = (edm_sigma**2 + sigma_data**2) / (edm_sigma * sigma_data) ** 2
     torch.testing.assert_close(weighting.flat()(logsnr, x, x), torch.ones(4).double())
     torch.testing.assert_close(weighting.v_weight()(logsnr, x, x), 1 / sigma2)
+    torch.testing.assert_close(weighting.signal()(logsnr, x, x), 1 - sigma2)
+    torch.testing.assert_close(weighting.eps_weight()(logsnr, x, x), (1 - sigma2) / sigma2)
     torch.testing.assert_close(weighting.edm_weight()(logsnr, x, x), edm)
     torch.testing.assert_close(weighting.snr_clipped(100)(logsnr, x, x), (1 / sigma2).clamp(max=100))
     torch.testing.assert_close(weighting.adaptive()(logsnr, x, x + 0.5), torch.full((4,), 2.0).double())
+
+
+class SaysEpsilon(nn.Module):
+    """An ε-network that says one learnt number everywhere."""
+
+    def __init__(self, b: float):
+        super().__init__()
+        self.b = nn.Parameter(torch.tensor(b).double())
+
+    def forward(self, z: Tensor, time: Tensor, cond=None) -> Tensor:
+        return self.b.expand(z.shape)
+
+
+@pytest.mark.parametrize(("name", "factor"), [("flat", math.exp(8)), ("auto", 1.0)])
+def test_one_error_in_epsilon_pulls_alike_at_all_high_noise(name, factor):
+    """An error e in ε is σ/α e in x; a mean square in x pulls by w σ²/α² e: with w = α², by σ² e."""
+    weight = WeightingConfig(name).build_weighting("eps")
+
+    def pull(logsnr: float) -> tuple[float, float]:
+        """Gradients of student and auxiliary, with t and s both at this noise."""
+        time = SCHEDULE.inverse(torch.tensor(logsnr).double())
+        transition = Transition(SCHEDULE, 10**6, lambda u: time.expand(u.shape))
+        teacher, student, auxiliary = (Denoiser(SaysEpsilon(b), "eps") for b in (0.1, 0.2, 0.4))
+        method = Alternating(teacher, student, auxiliary, transition, weight, "joint")
+        batch = make_batch(64)
+        for loss in method.step(0, batch).losses.values():
+            loss.backward()
+        found = [float(role.network.b.grad) for role in (student, auxiliary)]
+        w = math.exp(logsnr) / (1 + math.exp(logsnr)) if name == "auto" else 1.0
+        assert found[0] == pytest.approx(w * math.exp(-logsnr) * 0.3, rel=1e-3)
+        return found[0], found[1]
+
+    for noisy, less in zip(pull(-10.0), pull(-2.0), strict=True):
+        assert noisy / less == pytest.approx(factor, rel=0.2)
+
+
+def test_the_weight_chosen_by_itself_is_flat_unless_the_network_predicts_epsilon():
+    logsnr = torch.tensor([-8.0, 0.0, 9.0])
+    for prediction in ("x", "v", "flow", "edm"):
+        w = WeightingConfig().build_weighting(prediction)(logsnr, logsnr, logsnr)
+        assert torch.equal(w, torch.ones(3)), prediction
+    w = WeightingConfig().build_weighting("eps")(logsnr, logsnr, logsnr)
+    torch.testing.assert_close(w, torch.sigmoid(logsnr))
 
 
 def test_densities_are_distributions_on_the_unit_interval():

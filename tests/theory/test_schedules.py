@@ -137,3 +137,50 @@ def test_unknown_schedule_and_option_are_refused() -> None:
         schedules.build("linear")
     with pytest.raises(ValueError, match="rho"):
         schedules.build("cosine", rho=7)
+
+
+LINEAR = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).tolist()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.cosine(),
+        schedules.cosine(-1.5),
+        schedules.rectified_flow(2.0),
+        schedules.edm(),
+        schedules.tabulated(LINEAR),
+    ],
+    ids=lambda schedule: schedule.name,
+)
+def test_a_cut_leaves_the_rest_of_the_schedule_as_it_was(schedule) -> None:
+    cut = schedules.cut(schedule, -4.0)
+    t = torch.linspace(0, 1, 41, dtype=torch.float64)
+    end = float(schedule.inverse(cut(t[-1:])))
+    assert -4.0 - 1e-9 <= float(cut(t[-1])) < -3.97 and end < 1
+    torch.testing.assert_close(cut(t), schedule(t * end), rtol=1e-6, atol=1e-6)
+    again = schedules.build(cut.name, **json.loads(json.dumps(cut.options)))
+    assert torch.equal(again(t), cut(t))
+    assert schedules.cut(schedule, -80.0) is schedule
+
+
+def test_a_table_is_cut_to_a_multiple_of_the_steps() -> None:
+    whole = schedules.tabulated(LINEAR)
+    cut = schedules.cut(whole, -6.0, 16)
+    entries = len(cut.options["betas"])
+    assert entries % 16 == 0 and cut.options["betas"] == LINEAR[:entries]
+    logsnr = whole(torch.tensor([entries, entries + 17], dtype=torch.float64) / 1000)
+    assert logsnr[0] >= -6 > logsnr[1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "logsnr_min", "says"),
+    [
+        (schedules.interpolated(1.0), -4.0, "cannot be cut"),
+        (schedules.tabulated([0.5, 0.9]), -0.5, "nothing of the schedule"),
+        (schedules.cosine(), 20.0, "nothing of the schedule"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(schedule, logsnr_min, says) -> None:
+    with pytest.raises(ValueError, match=says):
+        schedules.cut(schedule, logsnr_min, 2)

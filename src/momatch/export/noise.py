@@ -22,16 +22,17 @@ def sampler(model: Model) -> Any:
 def stock_ddpm(model: Model) -> Any | None:
     """Diffusers' DDPMScheduler, if it takes exactly the student's steps; else None.
 
-    It does on the table of betas that the network was trained with, where k divides the table's length, so
-    that "trailing" timesteps are those of t = 1, (k−1)/k, …; its "fixed_small" variance is the posterior's.
+    It does on the table of betas that the network was trained with, or its first part, where k divides the
+    length, so that "trailing" timesteps are those of t = 1, (k−1)/k, …; its "fixed_small" variance is the
+    posterior's.
     """
     time, schedule = model.denoiser.time, model.schedule
     if time.name != "timesteps" or schedule.name != "tabulated" or model.denoiser.prediction == "edm":
         return None
-    betas = time.options["betas"]
+    betas = schedule.options["betas"]
     if _learns_variance(model):  # diffusers' pipelines would take it for part of the prediction
         return None
-    if schedule.options["betas"] != betas or len(betas) % model.steps:
+    if time.options["betas"][: len(betas)] != betas or len(betas) % model.steps:
         return None
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 

@@ -23,6 +23,20 @@ def flat() -> Weighting:
     return lambda logsnr, x_tilde, x_teacher: torch.ones_like(logsnr)
 
 
+def signal() -> Weighting:
+    """w(s) = α_s²: at high noise a mean square in x becomes one in ε; flat at low noise.
+
+    For ε-networks: x = (z − σε)/α amplifies what they get wrong by σ/α, and so the gradients of a mean square
+    in x by its square, 25,000 at the noisy end of the linear table, where there is least to learn.
+    """
+    return lambda logsnr, x_tilde, x_teacher: torch.sigmoid(logsnr)
+
+
+def eps_weight() -> Weighting:
+    """w(s) = α_s²/σ_s²: a mean square in x becomes one in ε."""
+    return lambda logsnr, x_tilde, x_teacher: torch.exp(logsnr)
+
+
 def v_weight() -> Weighting:
     """w(s) = 1/σ_s²: a mean square in x becomes one in v."""
     return lambda logsnr, x_tilde, x_teacher: 1 + torch.exp(logsnr)
