@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 STYLE = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.main.fillable { max-width: 1240px !important; margin: 0 auto !important; }
 #title h1 { margin: 0.4rem 0 0; }
 #title p { margin: 0.2rem 0 0.6rem; opacity: 0.75; }
 .side h3 { margin: 0; }
 .side p { margin: 0.1rem 0 0; opacity: 0.8; font-variant-numeric: tabular-nums; }
+.grid .image-frame, .grid img { width: 100%; object-fit: contain; image-rendering: pixelated; }
 #ratio { text-align: center; font-size: 1.1rem; }
-#problem div { border-left: 4px solid #d9822b; background: #d9822b22; padding: 0.7rem 1rem; border-radius: 4px; }
+#problem div { border-left: 4px solid #d9822b; background: #d9822b22; padding: 0.7rem 1rem; }
 """
 
 
@@ -70,7 +71,9 @@ def serve(arguments: list[str], console: Console) -> None:
         ssr_mode=False,
         run_history=False,
         footer_links=[],
-        theme=gradio.themes.Soft(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono="monospace"),
+        theme=gradio.themes.Default(
+            primary_hue="blue", font=["system-ui", "sans-serif"], font_mono="monospace"
+        ),
         css=STYLE,
     )
     console.print(f"Open {address} in a browser; Ctrl-C stops it.", soft_wrap=True)
@@ -129,7 +132,9 @@ def build(choices: Sequence[Choice]) -> gradio.Blocks:
     gr = import_gradio()
     by_name = {choice.name: choice for choice in choices}
     first = fields(choices[0])
-    with gr.Blocks(title="momatch", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(
+        title="momatch", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
+    ) as page:
         gr.HTML(
             "<h1>momatch</h1><p>A student and its teacher, from the same noise.</p>",
             elem_id="title",
@@ -142,11 +147,17 @@ def build(choices: Sequence[Choice]) -> gradio.Blocks:
                 prompt = gr.Textbox(label="Prompt", lines=2, elem_id="prompt", **first["prompt"])
                 label = gr.Dropdown(label="Class", elem_id="label", **first["label"])
                 with gr.Row():
-                    num = gr.Number(label="Pictures", precision=None, elem_id="num", **first["num"])
-                    seed = gr.Number(value=0, label="Seed", precision=None, elem_id="seed", min_width=80)
-                steps = gr.Number(label="Steps", precision=None, elem_id="steps", **first["steps"])
+                    num = gr.Number(label="Pictures", elem_id="num", **first["num"])
+                    seed = gr.Number(value=0, label="Seed", info="of the noise", elem_id="seed", min_width=80)
+                steps = gr.Number(label="Steps", elem_id="steps", **first["steps"])
                 guidance = gr.Slider(
-                    0, 8, step=0.25, label="Guidance scale", elem_id="guidance", **first["guidance"]
+                    0,
+                    8,
+                    step=0.25,
+                    label="Guidance scale",
+                    info="0 is none; one less than diffusers' scale",
+                    elem_id="guidance",
+                    **first["guidance"],
                 )
                 with_teacher = gr.Checkbox(elem_id="with-teacher", **first["with_teacher"])
                 button = gr.Button("Draw", variant="primary", elem_id="draw")
@@ -189,18 +200,21 @@ def build(choices: Sequence[Choice]) -> gradio.Blocks:
 def fields(choice: Choice) -> dict[str, dict[str, Any]]:
     """What the fields of the page show for a model: the properties of each, in the order of the page."""
     model = choice.model
-    most = f"1 to {MAX_STUDENT_STEPS}" if choice.is_student else "1 or more"
-    made_for = "made for" if choice.is_student else "its own count is"
+    own = f"1 to {MAX_STUDENT_STEPS}, made for" if choice.is_student else "its own count is"
     return {
         "prompt": {"visible": choice.text_encoder is not None},
-        "label": {"choices": choice.labels, "value": ANY, "visible": bool(choice.labels)},
+        "label": {
+            "choices": choice.labels,
+            "value": ANY if choice.labels else None,
+            "visible": bool(choice.labels),
+        },
         "num": {"value": choice.suggested_num, "info": f"1 to {MAX_NUM}"},
-        "steps": {"value": model.steps, "info": f"network calls a picture, {most}; {made_for} {model.steps}"},
+        "steps": {"value": model.steps, "info": f"network calls: {own} {model.steps}"},
         "guidance": {"value": 0, "visible": choice.can_be_guided},
         "with_teacher": {
             "value": choice.is_student,
             "visible": choice.is_student,
-            "label": "Its teacher beside it, at the teacher's own steps",
+            "label": "with its teacher, at the teacher's own steps",
         },
         "caption": {"value": side(choice, None)},
     }
@@ -226,7 +240,8 @@ def drawn(choice: Choice, *values: Any) -> Iterator[list[dict[str, Any]]]:
 def side(choice: Choice, drawing: Drawing | None, teacher: bool = False) -> str:
     """The heading of a grid, as HTML."""
     role = "Teacher" if teacher or not choice.is_student else "Student"
-    said = "nothing drawn yet" if drawing is None else caption(drawing)
+    waiting = "is being drawn" if teacher else "nothing drawn yet"
+    said = waiting if drawing is None else caption(drawing)
     return f"<h3>{role}</h3><p>{html.escape(said)}</p>"
 
 
@@ -238,7 +253,10 @@ def _results(choice: Choice, outcome: Outcome, with_teacher: bool) -> list[dict[
         {"visible": with_teacher and not outcome.problem},
         {"value": teacher.grid if teacher else None},
         {"value": side(choice, teacher, teacher=True)},
-        {"value": html.escape(ratio(own, teacher)) if own and teacher else "", "visible": teacher is not None},
+        {
+            "value": html.escape(ratio(own, teacher)) if own and teacher else "",
+            "visible": teacher is not None,
+        },
         {"value": f"<div>{html.escape(outcome.problem)}</div>", "visible": bool(outcome.problem)},
     ]
 
@@ -249,6 +267,7 @@ def _empty() -> list[dict[str, Any]]:
 
 _PICTURE: dict[str, Any] = {
     "show_label": False,
+    "elem_classes": "grid",
     "format": "png",
     "interactive": False,
     "buttons": ["download", "fullscreen"],
