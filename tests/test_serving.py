@@ -139,7 +139,13 @@ def server(run, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path / "gradio"), "PYTHONUNBUFFERED": "1"}
+    nowhere = "http://127.0.0.1:9"  # a proxy, which must not stand between the page and itself
+    environment = {
+        **os.environ,
+        "GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
+        "PYTHONUNBUFFERED": "1",
+        **dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), nowhere),
+    }
     command = [sys.executable, "-m", "momatch", "serve", run, "digits", "--port", str(port)]
     log = (tmp_path / "log").open("w+")
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)

@@ -32,9 +32,9 @@ STYLE = """
 #title p { margin: 0.2rem 0 0.6rem; opacity: 0.75; }
 .side h3 { margin: 0; }
 .side p { margin: 0.1rem 0 0; opacity: 0.8; font-variant-numeric: tabular-nums; }
-.grid .image-frame, .grid img { width: 100%; object-fit: contain; image-rendering: pixelated; }
+.grid .image-frame, .grid img { width: 100%; max-height: 70vh; object-fit: contain; image-rendering: pixelated; }
 #ratio { text-align: center; font-size: 1.1rem; }
-#problem div { border-left: 4px solid #d9822b; background: #d9822b22; padding: 0.7rem 1rem; }
+#problem .sentence { border-left: 4px solid #d9822b; background: #d9822b22; padding: 0.7rem 1rem; }
 """
 
 
@@ -62,8 +62,9 @@ def serve(arguments: list[str], console: Console) -> None:
     gradio = import_gradio()
     page = build([Choice(name, load_any(name)) for name in dict.fromkeys(parsed.runs)])
     page.queue(default_concurrency_limit=1)
+    past_proxies(parsed.host)
     _, address, _ = page.launch(
-        server_name=parsed.host,
+        server_name=f"[{parsed.host}]" if ":" in parsed.host else parsed.host,
         server_port=parsed.port,
         prevent_thread_lock=True,
         quiet=True,
@@ -98,6 +99,12 @@ def import_gradio() -> Any:
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'momatch[serve]'") from None
     return gradio
+
+
+def past_proxies(host: str) -> None:
+    """Have this process reach its own page directly: gradio looks whether it is up before it goes on."""
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), *LOCAL, host]))
 
 
 def check_address(host: str, port: int) -> None:
@@ -257,7 +264,10 @@ def _results(choice: Choice, outcome: Outcome, with_teacher: bool) -> list[dict[
             "value": html.escape(ratio(own, teacher)) if own and teacher else "",
             "visible": teacher is not None,
         },
-        {"value": f"<div>{html.escape(outcome.problem)}</div>", "visible": bool(outcome.problem)},
+        {
+            "value": f'<div class="sentence">{html.escape(outcome.problem)}</div>',
+            "visible": bool(outcome.problem),
+        },
     ]
 
 
