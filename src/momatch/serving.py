@@ -32,7 +32,8 @@ STYLE = """
 #title p { margin: 0.2rem 0 0.6rem; opacity: 0.75; }
 .side h3 { margin: 0; }
 .side p { margin: 0.1rem 0 0; opacity: 0.8; font-variant-numeric: tabular-nums; }
-.grid .image-frame, .grid img { width: 100%; max-height: 70vh; object-fit: contain; image-rendering: pixelated; }
+.grid .image-frame, .grid img { width: 100%; max-height: 70vh; }
+.grid img { object-fit: contain; image-rendering: pixelated; }
 #ratio { text-align: center; font-size: 1.1rem; }
 #problem .sentence { border-left: 4px solid #d9822b; background: #d9822b22; padding: 0.7rem 1rem; }
 """
