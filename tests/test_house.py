@@ -51,6 +51,8 @@ ORDER = [
     "arguments",
     "export",
     "inspection",
+    "comparison",
+    "serving",
     "publication",
     "commands",
     "cli",

@@ -139,7 +139,7 @@ def test_prompts_become_columns_of_a_grid(run_folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["digits", "--prompt", "red heart"], "--prompt 'red heart': this model takes no text; ask it by --labels"),
+        (["digits", "--prompt", "red heart"], "this model takes no text; ask it by --labels"),
         (["digits", "--guidance", "nan"], "guidance.scale"),
     ],
 )  # fmt: skip

@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "parameters, memory and time of a recipe, before anything is trained: momatch plan RECIPE",
     "prepare": "encode pictures and captions once: momatch prepare SOURCE --out DIR --teacher PIPELINE",
     "recipes": "list the recipes",
+    "serve": "a page in the browser, a student beside its teacher: momatch serve RUN",
 }
 
 

@@ -29,6 +29,7 @@ from momatch.progress import Interrupted, follow, follow_preparation
 from momatch.publication import export
 from momatch.recipes import RECIPES, recipe
 from momatch.runs import Run
+from momatch.serving import serve
 from momatch.teachers.load import load_any
 
 
@@ -53,6 +54,7 @@ def run(name: str, arguments: list[str]) -> int:
             "plan": plan,
             "prepare": prepare,
             "recipes": recipes,
+            "serve": serve,
         }[name](arguments, console)
     except Interrupted as interrupted:
         console.print(str(interrupted))

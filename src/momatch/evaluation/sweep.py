@@ -65,8 +65,8 @@ def evaluate_at(
 
     Labels are asked for in equal numbers, other conditions as the held-out pictures have them. Features:
     those of the data's built-in network (if any) and pixels; of a latent model those of decoded pictures,
-    if its pipeline is there. Of data in shards at most 50,000 pictures (10,000 to decode) are compared with, evenly
-    spread.
+    if its pipeline is there. Of data in shards at most 50,000 pictures (10,000 to decode), evenly spread, are
+    compared with.
     """
     cond, decoder = fixed_cond(model, data.heldout, num_samples), decoder_of(model)
     extractors, judge = builtin.judges(data.heldout, decoder)
