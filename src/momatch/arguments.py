@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 import tyro
@@ -18,7 +19,23 @@ from momatch.model import Model
 from momatch.recipes import RECIPES, recipe
 
 Arguments = TypeVar("Arguments")
+# What an argument is called in --help.
+RunName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+OptionalText = Annotated[str | None, tyro.conf.arg(metavar="STR")]
 TYRO_HEADINGS = ("Parsing error ", "Value error Error parsing ", "Required options ", "Unrecognized options ")
+TYRO_SENTENCES = [  # what tyro says, and what we say
+    (
+        r"Unrecognized options: (.+?) (?:Perhaps you meant|Arguments similar to \S+): (--\S+).*",
+        "{command} does not take {0}; did you mean {1}?",
+    ),
+    (r"Unrecognized options: (.+)", "{command} does not take {0}"),
+    (r"(--\S+): invalid literal for int\(\) with base 10: (.+)", "{0} {1} is not a whole number"),
+    (r"(--\S+): could not convert string to float: (.+)", "{0} {1} is not a number"),
+    (r".*invalid choice (.+) for argument '(.+)'\. Expected one of \((.+)\)\.", "{1} {0} is none of {2}"),
+    (r".*Missing value for argument '(.+)'\..*", "{0} needs a value"),
+]
 BOX_TO_SPACES = {ord(character): " " for character in "│╭╮╰╯─╞╡┌┐└┘"}
 
 
@@ -70,7 +87,23 @@ def parse(
     words = words.partition(" Argument helptext:")[0]
     for heading in TYRO_HEADINGS:
         words = words.removeprefix(heading)
-    raise UsageError(f"{words} (see momatch {command} --help)")
+    raise UsageError(f"{_sentence(words, command)} (see momatch {command} --help)")
+
+
+def _sentence(words: str, command: str) -> str:
+    """What is wrong, its value, and what was perhaps meant; tyro's own words if they are none we know."""
+    unknown = words.find("Unrecognized options: ")  # perhaps a required one with a typing error, so first
+    words = words[max(unknown, 0) :]
+    missing = re.fullmatch(r"Missing from .+?: (.+)", words)
+    if missing:  # one after the other: its name, what it is, "(required)"
+        named = [part.split() for part in missing[1].split("(required)") if part.strip()]
+        return f"{command} needs {' and '.join(' '.join(n[: 1 + n[0].startswith('--')]) for n in named)}"
+    for pattern, sentence in TYRO_SENTENCES:
+        found = re.fullmatch(pattern, words)
+        if found:
+            first, *rest = found.groups()
+            return sentence.format(first.replace(", ", " "), *rest, command=command)
+    return words
 
 
 def label_cond(labels: str | None, num: int, model: Model) -> Cond | None:
