@@ -24,7 +24,7 @@ RunName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
 RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="STR")]
-TYRO_HEADINGS = ("Parsing error ", "Value error Error parsing ", "Required options ", "Unrecognized options ")
+BOX_LINE = re.compile(r"[╭╰+].*|[─-]{3,}")  # its frame, titles and rules; ASCII where the terminal wants it
 TYRO_SENTENCES = [  # what tyro says, and what we say
     (
         r"Unrecognized options: (.+?) (?:Perhaps you meant|Arguments similar to \S+): (--\S+).*",
@@ -33,10 +33,9 @@ TYRO_SENTENCES = [  # what tyro says, and what we say
     (r"Unrecognized options: (.+)", "{command} does not take {0}"),
     (r"(--\S+): invalid literal for int\(\) with base 10: (.+)", "{0} {1} is not a whole number"),
     (r"(--\S+): could not convert string to float: (.+)", "{0} {1} is not a number"),
-    (r".*invalid choice (.+) for argument '(.+)'\. Expected one of \((.+)\)\.", "{1} {0} is none of {2}"),
-    (r".*Missing value for argument '(.+)'\..*", "{0} needs a value"),
+    (r"invalid choice (.+) for argument '(.+)'\. Expected one of \((.+)\)\.", "{1} {0} is none of {2}"),
+    (r"Missing value for argument '(.+)'\..*", "{0} needs a value"),
 ]
-BOX_TO_SPACES = {ord(character): " " for character in "│╭╮╰╯─╞╡┌┐└┘"}
 
 
 def base_config(
@@ -82,11 +81,12 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-    words = " ".join(said.getvalue().translate(BOX_TO_SPACES).split())
-    words = words.partition(" For full helptext")[0]
-    words = words.partition(" Argument helptext:")[0]
-    for heading in TYRO_HEADINGS:
-        words = words.removeprefix(heading)
+    lines = [line.strip(" │|") for line in said.getvalue().splitlines() if line.strip()]
+    if any(map(BOX_LINE.fullmatch, lines[1:2])):  # the first is a title then, in ASCII
+        lines = lines[1:]
+    words = " ".join(" ".join(line for line in lines if not BOX_LINE.fullmatch(line)).split())
+    words = words.partition(" For full helptext")[0].partition(" Argument helptext:")[0]
+    words = words.removeprefix("Error parsing ")
     raise UsageError(f"{_sentence(words, command)} (see momatch {command} --help)")
 
 
