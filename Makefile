@@ -2,13 +2,16 @@
 # make test    the daily suite
 # make check   everything: lint, types, all tests, examples in the docs
 # Each creates .venv if it is missing.
+# make check-oldest   what touches diffusers, transformers and peft, on the oldest of each, in .venv-oldest
 
 PYTHON ?= python3
 THREADS ?= 2
 BIN := .venv/bin
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: demo test check lint
+OLDEST := .venv-oldest/bin
+
+.PHONY: demo test check check-oldest lint
 
 demo: .venv/installed
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/momatch demo
@@ -18,6 +21,9 @@ test: .venv/installed-dev
 
 check: lint
 	$(TEST_ENV) $(BIN)/pytest -n 2
+
+check-oldest: .venv-oldest/installed
+	$(TEST_ENV) $(OLDEST)/pytest -n 2 tests/teachers tests/export tests/test_lora.py tests/data
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -34,4 +40,12 @@ lint: .venv/installed-dev
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# torch first, by itself: what is installed after it takes the torch that is there.
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt torch
+	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt \
+		-e '.[diffusers,lora,onnx,datasets]' pytest pytest-xdist hypothesis
 	touch $@

@@ -90,6 +90,8 @@ def test_the_whole_way(run, data, tmp_path, capsys):
         assert samples["images"].shape == (5, 8, 8, 3) and samples["images"].dtype == np.uint8
         assert samples["labels"].tolist() == [1, 2, 1, 2, 1]
     assert main(["evaluate", run, "--steps", "1,4", "--teacher-steps", "4", "--num", "120"]) == 0
+    said = capsys.readouterr().out
+    assert "measured: student, 1 step\n" in said and "measured: student, 4 steps\n" in said
     rows = json.loads(open(f"{run}/evaluation.json").read())["rows"]
     assert [(row["name"], row["steps"]) for row in rows] == [("teacher", 4), ("student", 1), ("student", 4)]
     assert main(["evaluate", run, "--steps", "2", "--num", "120"]) == 0
@@ -244,6 +246,56 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(arguments, says, run, data,
     said = capsys.readouterr().err
     assert says in said and said.startswith("momatch: ") and said.count("\n") == 1 and "Traceback" not in said
     assert sorted(tmp_path.rglob("*")) == before, "a refused command must leave nothing behind"
+
+
+WRONG_WORDS = {
+    "sample runs/x --nmu 3": "sample does not take --nmu 3; did you mean --num? (see momatch sample --help)",
+    "sample runs/x other": "sample does not take other (see momatch sample --help)",
+    "sample runs/x --num a": "--num 'a' is not a whole number (see momatch sample --help)",
+    "sample runs/x --eta a": "--eta 'a' is not a number (see momatch sample --help)",
+    "sample runs/x --num": "--num needs a value (see momatch sample --help)",
+    "sample": "sample needs RUN (see momatch sample --help)",
+    "export runs/x": "export needs DIR (see momatch export --help)",
+    "export runs/x y --format z": "--format 'z' is none of 'diffusers', 'onnx' (see momatch export --help)",
+    "prepare": "prepare needs SOURCE and --out PATH and --teacher STR (see momatch prepare --help)",
+    "distill digits-8 --otu x": "distill RECIPE does not take --otu x (see momatch distill RECIPE --help)",
+    "guidance runs/x --guidance.scale 3": "guidance takes --scales, a list such as 0,1,2, in place of "
+    "--guidance.scale",
+}
+
+
+@pytest.mark.parametrize("words", WRONG_WORDS)
+def test_what_cannot_be_parsed_is_said_in_our_words(words, capsys):
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err == f"momatch: {WRONG_WORDS[words]}\n"
+
+
+def test_several_wrong_words_are_one_sentence(capsys):
+    assert main(["sample", "runs/x", "--nmu", "3", "--sede", "4"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("momatch: sample does not take --nmu 3 --sede 4; did you mean --")
+    assert "similar" not in said and said.count("\n") == 1
+
+
+NAMES = {
+    "sample": ["RUN", "--steps INT", "--labels STR"],
+    "evaluate": ["RUN", "--steps STR", "--data STR"],
+    "guidance": ["RUN", "--scales STR", "--guidance.clip"],
+    "export": ["RUN", "DIR", "--license STR"],
+    "report": ["RUN"],
+    "prepare": ["SOURCE"],
+}
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_help_names_what_it_takes(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    said = capsys.readouterr().out
+    usage = said.partition("\n\n")[0]
+    assert all(name in said for name in NAMES[command])
+    assert not any(odd in said for odd in ("PATH PATH", "{None}", "--guidance.scale FLOAT"))
+    assert all(name in usage.split() for name in NAMES[command] if name.isupper())
 
 
 def test_a_damaged_model_is_refused(run, tmp_path, capsys):

@@ -480,7 +480,7 @@ def test_impossible_adapters_are_refused_in_a_sentence(changes, says, data):
 
 def test_without_peft_the_remedy_is_named(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(UsageError, match=r"pip install 'momatch\[lora\]'"):
+    with pytest.raises(UsageError, match=r"peft cannot be imported .* pip install -U 'momatch\[lora\]'"):
         run_of(CONFIG, data)
     run_of(replace(CONFIG, adapter=AdapterConfig()), data)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 import tyro
@@ -20,8 +21,27 @@ from momatch.recipes import RECIPES, recipe
 from momatch.text import text_encoder_of
 
 Arguments = TypeVar("Arguments")
-TYRO_HEADINGS = ("Parsing error ", "Value error Error parsing ", "Required options ", "Unrecognized options ")
-BOX_TO_SPACES = {ord(character): " " for character in "│╭╮╰╯─╞╡┌┐└┘"}
+# What an argument is called in --help.
+RunName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+OptionalText = Annotated[str | None, tyro.conf.arg(metavar="STR")]
+BOX_LINE = re.compile(r"[╭╰+].*|[─-]{3,}")  # its frame, titles and rules; ASCII where the terminal wants it
+TYRO_SENTENCES = [  # what tyro says, and what we say
+    (
+        r"Unrecognized options: (.+?) (?:Perhaps you meant|Arguments similar to \S+): (--\S+).*",
+        "{command} does not take {0}; did you mean {1}?",
+    ),
+    (r"Unrecognized options: (.+)", "{command} does not take {0}"),
+    (r"(--\S+): invalid literal for int\(\) with base 10: (.+)", "{0} {1} is not a whole number"),
+    (
+        r"(--\S+): no type matching .*invalid literal for int\(\) with base 10: (.+)",
+        "{0} {1} is not a whole number",
+    ),
+    (r"(--\S+): could not convert string to float: (.+)", "{0} {1} is not a number"),
+    (r"invalid choice (.+) for argument '(.+)'\. Expected one of \((.+)\)\.", "{1} {0} is none of {2}"),
+    (r"Missing value for argument '(.+)'\..*", "{0} needs a value"),
+]
 
 
 def base_config(
@@ -67,12 +87,29 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-    words = " ".join(said.getvalue().translate(BOX_TO_SPACES).split())
-    words = words.partition(" For full helptext")[0]
-    words = words.partition(" Argument helptext:")[0]
-    for heading in TYRO_HEADINGS:
-        words = words.removeprefix(heading)
-    raise UsageError(f"{words} (see momatch {command} --help)")
+    lines = [line.strip(" │|") for line in said.getvalue().splitlines() if line.strip()]
+    if any(map(BOX_LINE.fullmatch, lines[1:2])):  # the first is a title then, in ASCII
+        lines = lines[1:]
+    words = " ".join(" ".join(line for line in lines if not BOX_LINE.fullmatch(line)).split())
+    words = words.partition(" For full helptext")[0].partition(" Argument helptext:")[0]
+    words = words.removeprefix("Error parsing ")
+    raise UsageError(f"{_sentence(words, command)} (see momatch {command} --help)")
+
+
+def _sentence(words: str, command: str) -> str:
+    """What is wrong, its value, and what was perhaps meant; tyro's own words if they are none we know."""
+    unknown = words.find("Unrecognized options: ")  # perhaps a required one with a typing error, so first
+    words = words[max(unknown, 0) :]
+    missing = re.fullmatch(r"Missing from .+?: (.+)", words)
+    if missing:  # one after the other: its name, what it is, "(required)"
+        named = [part.split() for part in missing[1].split("(required)") if part.strip()]
+        return f"{command} needs {' and '.join(' '.join(n[: 1 + n[0].startswith('--')]) for n in named)}"
+    for pattern, sentence in TYRO_SENTENCES:
+        found = re.fullmatch(pattern, words)
+        if found:
+            first, *rest = found.groups()
+            return sentence.format(first.replace(", ", " "), *rest, command=command)
+    return words
 
 
 def label_cond(labels: str | None, num: int, model: Model) -> Cond | None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from momatch import __version__
 
@@ -41,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from momatch import commands
 
-        return commands.run(name, rest)
+        with _notices_as_sentences():
+            return commands.run(name, rest)
     except UsageError as error:
         if debug:
             raise
@@ -75,6 +80,24 @@ def _help() -> str:
             "momatch COMMAND --help explains a command; --debug shows the traceback of an error.",
         ]
     )
+
+
+@contextmanager
+def _notices_as_sentences() -> Iterator[None]:
+    """What is to be noticed goes to stderr like an error, in one line; other warnings as usual."""
+    from momatch.errors import Notice
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, Notice):
+                print(f"momatch: {message}", file=sys.stderr)
+            else:
+                usual(message, category, *where)
+
+        warnings.showwarning = show
+        yield
 
 
 def _fail(message: str, code: int) -> int:

@@ -176,7 +176,7 @@ class PrepareArguments:
         config: source, pipeline and settings.
     """
 
-    source: tyro.conf.Positional[str]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     out: Path
     config: Annotated[PrepareConfig, tyro.conf.arg(name="")]
 

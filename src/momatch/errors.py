@@ -9,3 +9,7 @@ class UsageError(ValueError):
 
 class RunError(RuntimeError):
     """Something under way failed; what was done before is safe. The command line exits with 1."""
+
+
+class Notice(UserWarning):
+    """Something is not done that a file asks for; the message says what to do about it."""

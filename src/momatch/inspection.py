@@ -10,10 +10,20 @@ from typing import Any
 
 from rich.console import Console
 from torch import Tensor
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Fixed, Suppress, UseAppendAction
 
 from momatch import validation
-from momatch.arguments import integers, label_cond, numbers, parse, prompt_cond
+from momatch.arguments import (
+    OptionalInt,
+    OptionalText,
+    RunFolder,
+    RunName,
+    integers,
+    label_cond,
+    numbers,
+    parse,
+    prompt_cond,
+)
 from momatch.assessment import Candidate, assess
 from momatch.config import GuidanceConfig
 from momatch.data.images import Split
@@ -45,10 +55,10 @@ class SampleArguments:
         out: a .png for a grid, or an .npz with images (uint8), and labels or prompts.
     """
 
-    run: Positional[str]
-    steps: int | None = None
-    num: int | None = None
-    labels: str | None = None
+    run: RunName
+    steps: OptionalInt = None
+    num: OptionalInt = None
+    labels: OptionalText = None
     prompt: UseAppendAction[tuple[str, ...]] = ()
     guidance: float = 0.0
     seed: int = 0
@@ -81,7 +91,8 @@ def sample(arguments: list[str], console: Console) -> None:
         from momatch.reports.plots import image_grid, save_png
 
         save_png(image_grid(to_pictures(images), len(prompts) or grid_columns(num)), parsed.out)
-    console.print(f"{num} samples in {steps} steps each: {parsed.out}", soft_wrap=True)
+    counted = "1 step" if steps == 1 else f"{steps} steps"
+    console.print(f"{num} samples in {counted} each: {parsed.out}", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -97,12 +108,12 @@ class EvaluateArguments:
         data: data to compare with; what the model was trained on, if left out.
     """
 
-    run: Positional[str]
-    steps: str | None = None
-    teacher_steps: str | None = None
+    run: RunName
+    steps: OptionalText = None
+    teacher_steps: OptionalText = None
     num: int = 20_000
     seed: int = 0
-    data: str | None = None
+    data: OptionalText = None
 
 
 def evaluate(arguments: list[str], console: Console) -> None:
@@ -146,6 +157,13 @@ def evaluate(arguments: list[str], console: Console) -> None:
 
 
 @dataclass(frozen=True)
+class SweptGuidance(GuidanceConfig):
+    """Guidance whose scale is not an option of its own: --scales says it."""
+
+    scale: Suppress[Fixed[float]] = 0.0
+
+
+@dataclass(frozen=True)
 class GuidanceArguments:
     """Measure a model under several guidance scales: what fidelity costs in diversity.
 
@@ -155,20 +173,20 @@ class GuidanceArguments:
         run: folder of a run or of a model, or "digits" for the built-in teacher.
         scales: w in (1 + w) g(z, c) − w g(z, ∅), such as 0,0.5,1,2.
         steps: network calls a sample; what the model was made for, if left out.
-        guidance: where guidance acts, and clipping; its scale is replaced by each of `scales`.
+        guidance: where guidance acts, and clipping.
         num: samples for each line.
         seed: of samples and resampling.
         data: data to compare with; what the model was trained on, if left out.
         out: picture of the curve, a .png or .svg; its figures are written beside it as .json.
     """
 
-    run: Positional[str]
+    run: RunName
     scales: str = "0,0.25,0.5,1,2,4"
-    steps: int | None = None
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    steps: OptionalInt = None
+    guidance: SweptGuidance = field(default_factory=SweptGuidance)
     num: int = 4000
     seed: int = 0
-    data: str | None = None
+    data: OptionalText = None
     out: Path = Path("guidance.png")
 
 
@@ -176,6 +194,8 @@ def guidance(arguments: list[str], console: Console) -> None:
     """`momatch guidance RUN`."""
     from momatch.reports.plots import guidance_curve
 
+    if any(word.startswith("--guidance.scale") for word in arguments):
+        raise UsageError("guidance takes --scales, a list such as 0,1,2, in place of --guidance.scale")
     parsed = parse(GuidanceArguments, arguments, "guidance")
     check_out(parsed.out, ".png", ".svg")
     scales = numbers(parsed.scales, "--scales")
@@ -212,7 +232,7 @@ class ReportArguments:
         run: the run's folder.
     """
 
-    run: Positional[Path]
+    run: RunFolder
 
 
 def report(arguments: list[str], console: Console) -> None:
@@ -251,7 +271,7 @@ def measure(
     with console.status(f"sampling and measuring {num_samples} pictures a line"):
         for row in assess(directory, candidates, data, num_samples, seed):
             rows.append(row)
-            console.print(f"  measured: {row.name}, {row.steps} steps")
+            console.print(f"  measured: {row.name}, {row.steps} {'step' if row.steps == 1 else 'steps'}")
     console.print(evaluation_table(rows))
     return rows
 

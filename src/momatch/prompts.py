@@ -101,7 +101,7 @@ def _pixart(pipeline: Any, prompts: list[str], null: bool, image_size: int) -> P
 
 @torch.no_grad()
 def _flux(pipeline: Any, prompts: list[str], null: bool, image_size: int) -> Prompted:
-    asked, pooled, _ = pipeline.encode_prompt(prompts, device=_device(pipeline))
+    asked, pooled, _ = pipeline.encode_prompt(prompts, None, device=_device(pipeline))
     return {"encoder_hidden_states": asked.cpu(), "pooled_projections": pooled.cpu()}
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from rich.console import Console
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from momatch.arguments import parse
+from momatch.arguments import OptionalText, RunFolder, parse
 from momatch.errors import RunError, UsageError
 from momatch.model import Model
 from momatch.teachers.own import load_student
@@ -30,11 +30,11 @@ class ExportArguments:
         push_to_hub: also upload the folder to the Hugging Face hub, under this name: organisation/name.
     """
 
-    run: Positional[Path]
-    directory: Positional[Path]
+    run: RunFolder
+    directory: Annotated[Positional[Path], arg(metavar="DIR")]
     format: Literal["diffusers", "onnx"] = "diffusers"
-    license: str | None = None
-    push_to_hub: str | None = None
+    license: OptionalText = None
+    push_to_hub: OptionalText = None
 
 
 def export(arguments: list[str], console: Console) -> None:

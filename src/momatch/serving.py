@@ -11,10 +11,10 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from momatch.arguments import parse
 from momatch.comparison import ANY, MAX_NUM, Choice, Drawing, Outcome, caption, compare, ratio, request
@@ -49,7 +49,7 @@ class ServeArguments:
         host: who may open it: 127.0.0.1 is this machine alone, 0.0.0.0 everybody who reaches it.
     """
 
-    runs: Positional[tuple[str, ...]] = ()
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")] = ()
     port: int = 7860
     host: str = "127.0.0.1"
 

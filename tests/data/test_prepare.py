@@ -179,6 +179,37 @@ def test_latents_with_a_mean_and_spread_of_each_channel():
     torch.testing.assert_close(Autoencoder(inner).decode(latents), want, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_an_autoencoder_without_a_distribution(tmp_path):
+    """Sana's: the encoder gives latents and no mean or spread, its stride is 4 here."""
+    from diffusers import AutoencoderDC
+
+    from momatch.latents import load_autoencoder
+
+    sides = dict(attention_head_dim=4, latent_channels=4, scaling_factor=0.4)
+    blocks = dict(
+        encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8, 16),
+        decoder_block_out_channels=(8, 8, 16),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+    )
+    AutoencoderDC(**sides, **blocks).save_pretrained(tmp_path / "vae")
+    found = load_autoencoder(tmp_path)
+    assert found is not None
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    plain = found.vae.encode(images).latent
+    latents = found.encode(images, lambda shape: pytest.fail("there is nothing to draw"))
+    assert latents.shape == (2, 4, 4, 4)
+    torch.testing.assert_close(latents, plain * 0.4, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.decode(latents), found.vae.decode(plain).sample.clamp(-1, 1), atol=1e-5, rtol=1e-4
+    )
+
+
 def test_a_pipeline_without_encoders_keeps_pictures_as_they_are(pipelines, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (N, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "grey.npz", images=images, labels=np.arange(N) % 3)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from diffusers import UNet2DModel
 from momatch import conventions, schedules
 from momatch.denoiser import Denoiser
 from momatch.errors import UsageError
-from momatch.export.onnx import export_onnx
+from momatch.export.onnx import EXPORTER_LOG, export_onnx, quiet
 from momatch.model import CHUNK, Student
 from momatch.networks import registry
 from momatch.networks.configs import DiffusersConfig, UNetConfig, UViTConfig
@@ -102,3 +105,24 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UsageError, match=r"pip install 'momatch\[onnx\]'"):
         export_onnx(MODELS["uvit"](), tmp_path)
+
+
+def test_the_command_says_nothing_but_what_it_wrote(tmp_path):
+    """In a process of its own, where python prints warnings and torch its log."""
+    MODELS["uvit"]().save(tmp_path / "student")
+    command = [sys.executable, "-m", "momatch", "export", "student", "out", "--format", "onnx"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "onnx folder of a student of 4 steps: out\n"
+
+
+def test_only_known_remarks_of_the_exporter_are_left_out(caplog):
+    log = logging.getLogger(EXPORTER_LOG)
+    with pytest.warns(UserWarning, match="unheard of") as heard, quiet():
+        warnings.warn("# The axis name: batch will not be used, since it shares constraints", stacklevel=1)
+        warnings.warn("something unheard of", stacklevel=1)
+        log.warning("torchvision is not installed. Skipping torchvision::nms")
+        log.warning("something else")
+    log.warning("torchvision is not installed, it says outside")
+    assert len(heard) == 1
+    assert [r.getMessage()[:24] for r in caplog.records] == ["something else", "torchvision is not insta"]

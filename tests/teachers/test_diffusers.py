@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import momatch
-from momatch.errors import UsageError
+from momatch.errors import Notice, UsageError
 from momatch.model import load_model
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -161,6 +161,59 @@ def test_heun_dpm_and_ddpm_say_whether_they_clip():
     ]:
         config = {**scheduler.config, "_class_name": type(scheduler).__name__}
         assert noise.read(config, 16).clip == clip
+
+
+def test_thresholding_is_a_clip_or_is_said_to_be_left_out(recwarn):
+    from momatch.teachers import noise
+
+    def clip(kind, **options):
+        return noise.read({**kind(**options).config, "_class_name": kind.__name__}, 16).clip
+
+    for kind in (diffusers.DDPMScheduler, diffusers.DPMSolverMultistepScheduler):
+        assert clip(kind, thresholding=True) == 1.0
+        assert not recwarn
+        with pytest.warns(Notice, match="sample_max_value = 1.5.* guidance.percentile = 0.9$"):
+            assert clip(kind, thresholding=True, sample_max_value=1.5, dynamic_thresholding_ratio=0.9) is None
+    scheduler = diffusers.DDPMScheduler(thresholding=True)
+    x = 3 * draw(2, 1, 8, 8)
+    assert torch.equal(scheduler._threshold_sample(x), x.clamp(-1, 1))
+
+
+CONTINUOUS = {
+    "betas": ({}, (0.0292, 14.6)),
+    "karras": (dict(use_karras_sigmas=True, sigma_min=0.002, sigma_max=700.0), (0.002, 700.0)),
+    "exponential": (dict(use_exponential_sigmas=True, sigma_max=80.0), (0.0292, 80.0)),
+}
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_euler_with_continuous_time_is_read_as_it_steps(name, tmp_path):
+    options, (sigma_min, sigma_max) = CONTINUOUS[name]
+    scheduler = diffusers.EulerDiscreteScheduler(
+        timestep_type="continuous", prediction_type="v_prediction", **{**BETAS["scaled"], **options}
+    )
+    model = load(folders.save(tmp_path, folders.unet(), scheduler))
+    scheduler.set_timesteps(12)
+    z = draw(N, *model.sample_shape)
+    for time, sigma in zip(scheduler.timesteps[1:], scheduler.sigmas.double()[1:-1], strict=True):
+        logsnr = (-2 * sigma.log()).expand(N)
+        noisy = z * torch.sqrt(1 + sigma**2)
+        with torch.no_grad():
+            output = raw(model, scheduler.scale_model_input(noisy, time), time.double().expand(N), {})
+            close(model.denoiser(z, logsnr), scheduler.step(output, time, noisy).pred_original_sample)
+    first = 1 / len(scheduler.betas) if name == "betas" else 0.0
+    ends = model.schedule(torch.tensor([first, 1.0], dtype=torch.float64))
+    assert torch.allclose(ends, -2 * torch.tensor([sigma_min, sigma_max]).double().log(), atol=5e-3)
+
+
+def test_a_continuous_time_that_diffusers_does_not_heed_is_not_heeded():
+    from momatch.teachers import noise
+
+    scheduler = diffusers.EulerDiscreteScheduler(timestep_type="continuous")
+    assert (
+        noise.read({**scheduler.config, "_class_name": "EulerDiscreteScheduler"}, 16).time.name == "timesteps"
+    )
+    assert scheduler.timesteps[0] == 999
 
 
 EDM = [diffusers.EDMEulerScheduler, diffusers.EDMDPMSolverMultistepScheduler]
@@ -358,7 +411,7 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path):
         ({"_class_name": "UNet1DModel"}, "holds a UNet1DModel; momatch knows"),
         ({"sample_size": None}, "give their side"),
         ({"in_channels": 3}, "cannot load|takes 3 channels"),
-        ({"num_class_embeds": 5}, "lack 1"),
+        ({"num_class_embeds": 5}, "lack 1|keys are missing"),  # the latter is diffusers' own, before 0.35
     ]:
         change(network, **entries)
         with pytest.raises(UsageError, match=sentence):

@@ -227,12 +227,6 @@ class Scale(torch.nn.Module):
     ("part", "file", "entry", "says"),
     [
         (".", "model_index.json", {"requires_aesthetics_score": True}, "is a refiner"),
-        (
-            "scheduler",
-            "scheduler_config.json",
-            {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"},
-            "timestep_type = continuous",
-        ),
     ],
 )
 def test_what_would_be_read_wrongly_is_refused(part, file, entry, says, unet):
@@ -247,3 +241,13 @@ def test_a_network_that_knows_whole_timesteps_alone_is_refused(tmp_path):
     folder = folders.save(tmp_path / "learned", network, diffusers.DDPMScheduler())
     with pytest.raises(UsageError, match="time_embedding_type = learned"):
         momatch.load_teacher(folder)
+
+
+def test_what_is_left_out_of_a_scheduler_is_one_line_on_the_command_line(unet, tmp_path, capsys):
+    path = Path(unet) / "scheduler" / "scheduler_config.json"
+    contents = json.loads(path.read_text())
+    path.write_text(json.dumps({**contents, "thresholding": True, "sample_max_value": 2.0}))
+    out = str(tmp_path / "grid.png")
+    assert cli.main(["sample", str(unet), "--num", "1", "--steps", "1", "--out", out]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("momatch: this scheduler has thresholding") and said.count("\n") == 1

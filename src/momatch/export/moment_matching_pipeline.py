@@ -1,15 +1,15 @@
 """A pipeline for pictures that no stock pipeline of diffusers makes: by label, or at another scale of noise.
 
-This file stands alone: it needs torch and diffusers, and is copied into the folders that use it.
+This file stands alone: it needs torch and diffusers, and is copied into the folders that use it. Older
+diffusers look at the annotations of __init__, and know classes and Optional alone: no strings, no `X | None`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 
@@ -25,7 +25,13 @@ class MomentMatchingPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "unet"
 
-    def __init__(self, unet: Any, scheduler: Any, steps: int = 1, null_label: int | None = None):
+    def __init__(
+        self,
+        unet: torch.nn.Module,
+        scheduler: SchedulerMixin,
+        steps: int = 1,
+        null_label: Optional[int] = None,  # noqa: UP045
+    ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(steps=steps, null_label=null_label)

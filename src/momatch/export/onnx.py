@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,13 @@ from momatch.model import Model
 from momatch.sampling import step_coefficients, time_grid
 
 EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 8  # of the inputs that the network is traced with; both stay open
+# What torch's exporter says about its own insides, whatever it exports.
+EXPORTER_LOG, EXPORTER_REMARK = "torch.onnx._internal.exporter._registration", "torchvision is not installed"
+EXPORTER_WARNINGS: list[tuple[str, type[Warning]]] = [
+    ("", DeprecationWarning),
+    (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
+    (r"# The axis name: \w+ will not be used, since it shares", UserWarning),
+]
 
 
 def export_onnx(model: Model, directory: Path) -> None:
@@ -44,8 +54,7 @@ def export_onnx(model: Model, directory: Path) -> None:
     names, inputs, shapes = _inputs(model)
     network = _Call(copy.deepcopy(model.denoiser).cpu(), names[3:]).eval()
     directory.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the exporter's own insides
+    with quiet():
         program: Any = torch.onnx.export(
             network,
             inputs,
@@ -59,6 +68,24 @@ def export_onnx(model: Model, directory: Path) -> None:
     write_atomically(directory / "model.onnx", lambda path: program.save(str(path)))
     contents = json.dumps(sampler(model), indent=1) + "\n"
     write_atomically(directory / "sampler.json", lambda path: path.write_text(contents))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the known remarks of torch's exporter; whatever else it says is heard."""
+
+    def unknown(record: logging.LogRecord) -> bool:
+        return EXPORTER_REMARK not in record.getMessage()
+
+    log = logging.getLogger(EXPORTER_LOG)
+    log.addFilter(unknown)
+    try:
+        with warnings.catch_warnings():
+            for message, category in EXPORTER_WARNINGS:
+                warnings.filterwarnings("ignore", message, category)
+            yield
+    finally:
+        log.removeFilter(unknown)
 
 
 def _sigmoid() -> Any:

@@ -184,9 +184,9 @@ def _graft(tree: nn.Module, path: str, module: nn.Module) -> None:
 def _peft() -> tuple[Any, Any]:
     try:
         from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
+    except ImportError as error:  # peft itself, or what its version needs of transformers
         raise UsageError(
-            "adapter.rank is above 0, but peft is not installed; pip install 'momatch[lora]', "
-            "or use adapter.rank 0"
+            f"adapter.rank is above 0, but peft cannot be imported ({error}); pip install -U "
+            "'momatch[lora]', or use adapter.rank 0"
         ) from None
     return LoraConfig, inject_adapter_in_model

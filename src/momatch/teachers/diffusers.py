@@ -102,7 +102,10 @@ def load(
     scheduler = _scheduler_config(folder, part)
     heard = noise.read(scheduler, math.prod(side // patch for side in shape[1:]), unit)
     if _read(_home(folder) / "model_index.json").get("requires_aesthetics_score"):
-        raise UsageError(f"{folder} is a refiner (requires_aesthetics_score), which momatch does not know")
+        raise UsageError(
+            f"{folder} is a refiner (requires_aesthetics_score): trained on little noise alone, it cannot "
+            "sample from pure noise; distil the base model"
+        )
     num_classes, cond_shapes, nulls = _conditions(class_name, found, null_label)
     network = DiffusersConfig(class_name, found, heard.negated)
     info = _info(folder, scheduler, pipeline)

@@ -5,6 +5,7 @@
 | with betas: DDPM, DDIM, Euler … | `tabulated`      | `timesteps` | epsilon, sample, v_prediction          |
 | FlowMatchEuler, FlowMatchHeun   | `rectified_flow` | `flow`      | flow velocity                          |
 | EDMEuler, EDMDPMSolverMultistep | `edm`            | `edm`       | epsilon: EDM's F; v_prediction: its −F |
+| Euler with continuous time      | either of both   | `edm`       | v_prediction (EDM's −F for ς_d = 1)    |
 
 The betas are read from diffusers' own object, so every way of making them counts: linear, scaled_linear,
 squaredcos_cap_v2, trained_betas, rescaled to zero terminal SNR. How a scheduler spaces and takes its steps is
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +24,14 @@ import torch
 
 from momatch import conventions, process, schedules
 from momatch.conventions import TimeConvention
-from momatch.errors import UsageError
+from momatch.errors import Notice, UsageError
 from momatch.networks.diffusers import library
 from momatch.schedules import NoiseSchedule
 
 FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 PREDICTIONS: dict[str, process.Prediction] = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
+KARRAS_RHO = 7.0
 GEOMETRIC_RHO = 100.0  # EDM's grid with this ρ is nearly geometric, and float32 can still compute it
 
 
@@ -93,8 +96,6 @@ def _unknown(name: Any) -> UsageError:
 def _table(scheduler: Any, settings: dict[str, Any]) -> Noise:
     kind = settings.get("prediction_type", "epsilon")
     _known(kind, PREDICTIONS)
-    if settings.get("timestep_type") == "continuous":
-        raise UsageError("this scheduler has timestep_type = continuous, which momatch cannot read")
     betas = scheduler.betas.double()
     survives = torch.cumprod(1 - betas, 0)[:-1]  # the last may be 0, for which some schedulers put a little
     if not torch.allclose(survives, scheduler.alphas_cumprod.double()[:-1], rtol=1e-3):
@@ -111,10 +112,43 @@ def _table(scheduler: Any, settings: dict[str, Any]) -> Noise:
         schedule = schedules.tabulated(values)
     except ValueError as error:
         raise UsageError(f"the betas of this scheduler cannot be used: {error}") from None
-    clips = "clip_sample" in inspect.signature(type(scheduler).__init__).parameters
-    clips = clips and settings.get("clip_sample") and not settings.get("thresholding")
-    clip = float(settings.get("clip_sample_range", 1.0)) if clips else None
+    if settings.get("timestep_type") == "continuous" and kind == "v_prediction":  # heeded for v alone
+        return Noise(_spaced(schedule, settings), conventions.edm(1.0), "v", sigma_data=1.0)
+    clip = _clip(type(scheduler), settings)
     return Noise(schedule, conventions.timesteps(values), PREDICTIONS[kind], clip=clip)
+
+
+def _spaced(table: NoiseSchedule, settings: dict[str, Any]) -> NoiseSchedule:
+    """The σ of continuous time: those of the betas, or a grid between two bounds."""
+    if settings.get("use_karras_sigmas"):
+        rho = KARRAS_RHO
+    elif settings.get("use_exponential_sigmas"):
+        rho = GEOMETRIC_RHO
+    else:
+        return table
+    steps = len(table.options["betas"])
+    ends = torch.exp(-table(torch.tensor([1 / steps, 1.0], dtype=torch.float64)) / 2).tolist()
+    low, high = (settings.get(f"sigma_{end}") or own for end, own in zip(("min", "max"), ends, strict=True))
+    return schedules.edm(float(low), float(high), rho)
+
+
+def _clip(kind: type, settings: dict[str, Any]) -> float | None:
+    """What it keeps its estimates in, if it does; a percentile that is larger is left out, with a notice."""
+    known = inspect.signature(kind.__init__).parameters
+    if "thresholding" in known and settings.get("thresholding"):
+        largest = float(settings.get("sample_max_value", 1.0))
+        if largest == 1:  # whatever the percentile is, it then only clips
+            return 1.0
+        percentile = settings.get("dynamic_thresholding_ratio", 0.995)
+        warnings.warn(
+            f"this scheduler has thresholding with sample_max_value = {largest:g}, which is not read with a "
+            f"teacher; ask for it by guidance.clip = dynamic and guidance.percentile = {percentile:g}",
+            Notice,
+            stacklevel=2,
+        )
+        return None
+    clips = "clip_sample" in known and settings.get("clip_sample")
+    return float(settings.get("clip_sample_range", 1.0)) if clips else None
 
 
 def _flow(settings: dict[str, Any], tokens: int, time_unit: float) -> Noise:
