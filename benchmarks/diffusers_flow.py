@@ -85,6 +85,13 @@ def by_diffusers(folder: Path, out: Path, **options: object) -> Tensor:
     return torch.from_numpy(np.load(out)).permute(0, 3, 1, 2).float() * 2 - 1
 
 
+def by_momatch(place: Path, out: Path, steps: int) -> Tensor:
+    """What momatch's own sampler makes of a teacher's or a student's folder: (NUM_SAMPLES, C, H, W)."""
+    if not out.exists():
+        np.save(out, load_any(str(place)).sample(NUM_SAMPLES, steps, seed=1).numpy())
+    return torch.from_numpy(np.load(out))
+
+
 def distance(pictures: Tensor) -> float:
     """Fréchet distance of pictures (N, 1, 8, 8) to the held-out digits."""
     judge = builtin.digits_classifier()
@@ -93,7 +100,7 @@ def distance(pictures: Tensor) -> float:
 
 
 def record(name: str, found: dict[str, float], **more: object) -> None:
-    """Write and print the dated JSON."""
+    """Write the dated JSON; print the table."""
     report = {
         "date": date.today().isoformat(),
         "hardware": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
@@ -105,7 +112,7 @@ def record(name: str, found: dict[str, float], **more: object) -> None:
     }
     path = RESULTS / f"{date.today().isoformat()}-diffusers-{name}.json"
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    print(json.dumps(found, indent=1, ensure_ascii=False), path)
+    print(table(report), path, sep="\n")
 
 
 def table(report: dict) -> str:
@@ -122,22 +129,25 @@ def main() -> None:
     arguments = ["--data", "digits", "--train.num-steps", str(DISTILLING_STEPS), "--monitor.every", "0"]
     assert momatch(["distill", "digits-8", "--teacher", str(teacher), "--out", str(run), *arguments]) == 0
     assert momatch(["export", str(run), str(out)]) == 0
-    model, student = load_any(str(teacher)), load_any(str(run))
-    found = {
-        "teacher, 8 steps, ancestral": distance(model.sample(NUM_SAMPLES, 8, seed=1)),
-        "teacher, 64 steps, ancestral": distance(model.sample(NUM_SAMPLES, 64, seed=1)),
-    }
+    options = {"batch_size": CHUNK, "num_inference_steps": STEPS}
+    found = teacher_distances(teacher)
+    found["student, 8 steps"] = distance(by_momatch(run, run / "samples-8.npy", STEPS))
+    found["the same student, by diffusers"] = distance(by_diffusers(out, run / "export.npy", **options))
+    parameters = sum(p.numel() for p in load_any(str(run)).denoiser.parameters())
+    record("flow", found, prediction="flow", parameters=parameters, distilling_steps=DISTILLING_STEPS)
+
+
+def teacher_distances(teacher: Path) -> dict[str, float]:
+    """By Algorithm 1, as a teacher of momatch samples, and by Euler's method, as diffusers does."""
+    found = {}
     for steps in (8, 64):
-        pictures = by_diffusers(
-            teacher, run / f"euler-{steps}.npy", batch_size=CHUNK, num_inference_steps=steps
-        )
+        pictures = by_momatch(teacher, FOLDER / f"flow-ancestral-{steps}.npy", steps)
+        found[f"teacher, {steps} steps, ancestral"] = distance(pictures)
+    for steps in (8, 64):
+        options = {"batch_size": CHUNK, "num_inference_steps": steps}
+        pictures = by_diffusers(teacher, FOLDER / f"flow-euler-{steps}.npy", **options)
         found[f"teacher, {steps} steps, diffusers' Euler"] = distance(pictures)
-    found["student, 8 steps"] = distance(student.sample(NUM_SAMPLES, STEPS, seed=1))
-    found["the same student, by diffusers"] = distance(
-        by_diffusers(out, run / "export.npy", batch_size=CHUNK, num_inference_steps=STEPS)
-    )
-    parameters = sum(p.numel() for p in model.denoiser.parameters())
-    record("flow", found, prediction="flow", parameters=parameters)
+    return found
 
 
 if __name__ == "__main__":

@@ -140,7 +140,9 @@ def main() -> None:
     options = {"class_labels": in_turn(CHUNK), "guidance_scale": 1.0, "num_inference_steps": STEPS}
     made = by_diffusers(out, run / "export.npy", **options)
     found["the same student, by diffusers"] = distance(averaged(made))
-    record("latent", found, prediction="v_prediction", parameters=parameters)
+    record(
+        "latent", found, prediction="v_prediction", parameters=parameters, distilling_steps=DISTILLING_STEPS
+    )
 
 
 if __name__ == "__main__":
