@@ -44,7 +44,7 @@ pipe.set_progress_bar_config(disable=True)
 call = lambda: pipe(**options, generator=generator, output_type="np").images
 numpy.save(out, numpy.concatenate([call() for _ in range(batches)]))
 """
-TRAINING_STEPS, DISTILLING_STEPS, CHUNK = 2500, 1000, 250
+TRAINING_STEPS, DISTILLING_STEPS, CHUNK = 2500, 400, 250
 
 
 def train(folder: Path) -> None:
