@@ -70,12 +70,12 @@ def test_code_named_in_the_method_page_exists():
         assert f"def {name}(" in source, name
 
 
-def study(name: str):
-    """benchmarks/digits.py, and one of its recorded results."""
+def study(name: str, script: str = "digits"):
+    """benchmarks/digits.py or another script, and one of its recorded results."""
     import importlib.util
     import json
 
-    spec = importlib.util.spec_from_file_location("digits_study", ROOT / "benchmarks" / "digits.py")
+    spec = importlib.util.spec_from_file_location(f"{script}_study", ROOT / "benchmarks" / f"{script}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module, json.loads((ROOT / "benchmarks" / "results" / name).read_text())
@@ -103,3 +103,12 @@ def test_the_tables_of_the_methods_and_options_are_what_was_recorded():
     for kinds in (options, ("fresh",), ("guided0.25", "guided0.5", "guided1", "guided2")):
         chosen = [row for row in rows if row["name"].rsplit("-", 1)[0] in kinds]
         assert module.methods_table({"rows": chosen}) in page, kinds
+
+
+def test_the_tables_of_flow_and_latent_models_are_what_was_recorded(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    page = (ROOT / "docs" / "numbers.md").read_text()
+    for kind in ("flow", "latent"):
+        for path in (ROOT / "benchmarks" / "results").glob(f"*-diffusers-{kind}.json"):
+            module, report = study(path.name, "diffusers_flow")
+            assert module.table(report) in page, path.name

@@ -161,6 +161,16 @@ def test_sane_outputs_raise_no_alarm_and_mad_ones_do(teacher, data):
         assert says in alarm
 
 
+def test_latents_may_lie_outside_the_range_of_pictures(teacher):
+    """Of deviation 1 a quarter lies beyond ±1.1; that is no alarm, and half is one."""
+    latents = torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = ImageSet(latents, torch.zeros(200, dtype=torch.long), 1, "latents", space="latents")
+    watch = Monitor(teacher, data, PixelFeatures(), 100, None)
+    metrics = {"student_mean": watch.data_mean, "student_std": watch.data_std}
+    assert watch.check({**metrics, "student_saturation": 0.28}) == []
+    assert "of the data's 27%" in watch.check({**metrics, "student_saturation": 0.5})[0]
+
+
 def test_a_collapsing_model_raises_the_alarm(data):
     model = momatch.load_teacher("digits")
     watch = monitor(model, data)

@@ -20,6 +20,7 @@ from momatch.evaluation.features import FeatureExtractor, extract
 from momatch.evaluation.frechet import frechet_distance
 from momatch.evaluation.statistics import FeatureStatistics
 from momatch.latents import Decoder, to_pictures
+from momatch.methods.base import saturation
 from momatch.model import Model
 
 GRID_COLUMNS, GRID_ROWS = 10, 6
@@ -82,6 +83,7 @@ class Monitor:
                 self.reference_name = f"{data.name}, {len(images)} of {len(data)}"
         self.reference = FeatureStatistics.from_features(extract(extractor, images))
         self.data_mean, self.data_std = float(images.mean()), float(images.std())
+        self.data_saturation = float(saturation(images))
         self.cond = fixed_cond(model, data, num_samples, data.num_classes)
         self.steps = (
             model.steps if model.info.get("role") == "student" else min(model.steps, TEACHER_LOOK_STEPS)
@@ -122,9 +124,12 @@ class Monitor:
             alarms.append(
                 f"the student's outputs have mean {mean:.3g}, the data {self.data_mean:.3g}; {REMEDY}"
             )
-        if metrics.get("student_saturation", 0.0) > 0.2:
-            share = metrics["student_saturation"]
-            alarms.append(f"{share:.0%} of the student's values lie outside ±1.1; {REMEDY}")
+        share = metrics.get("student_saturation", 0.0)
+        if share > self.data_saturation + 0.2:
+            alarms.append(
+                f"{share:.0%} of the student's values lie outside ±1.1, of the data's "
+                f"{self.data_saturation:.0%}; {REMEDY}"
+            )
         return alarms
 
     def _look(self, step: int, frechet: float, grid: str | None) -> Look:

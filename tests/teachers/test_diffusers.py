@@ -362,6 +362,12 @@ def test_the_layouts_of_the_first_pipelines(tmp_path):
         assert momatch.load_teacher(folder).network.class_name == name == type(make()).__name__
 
 
+def test_the_autoencoder_of_latent_diffusion_is_called_vqvae(tmp_path):
+    folder = folders.save(tmp_path, folders.unet(), ddpm(), vae={"scaling_factor": 0.5})
+    (folder / "vae").rename(folder / "vqvae")
+    assert momatch.load_teacher(folder).info["vae"] == {"scaling_factor": 0.5, "shift_factor": 0.0}
+
+
 def test_a_name_on_the_hub(tmp_path, monkeypatch):
     import huggingface_hub
 

@@ -81,5 +81,10 @@ def sample_statistics(x_tilde: Tensor) -> dict[str, Tensor]:
     return {
         "student_mean": x_tilde.mean(),
         "student_std": x_tilde.std(),
-        "student_saturation": (x_tilde.abs() > 1.1).float().mean(),
+        "student_saturation": saturation(x_tilde),
     }
+
+
+def saturation(values: Tensor) -> Tensor:
+    """Share of the values that lie outside ±1.1: none of pictures, more than a quarter of latents."""
+    return (values.abs() > 1.1).float().mean()

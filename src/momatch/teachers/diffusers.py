@@ -20,6 +20,7 @@ from momatch.errors import UsageError
 from momatch.model import Model, ModelError
 from momatch.networks.configs import DiffusersConfig
 from momatch.networks.diffusers import FAMILIES, FLUX_GUIDANCE, DiffusersNetwork, library
+from momatch.pipelines import AUTOENCODERS
 from momatch.teachers import noise
 
 # What the first DiT and PixArt pipelines call their network, by its norm_type.
@@ -31,7 +32,7 @@ HUB_FILES = [
     "config.json",
     "scheduler_config.json",
     "diffusion_pytorch_model*.safetensors*",
-    *(f"{part}/*.json" for part in ("scheduler", "unet", "transformer", "vae")),
+    *(f"{part}/*.json" for part in ("scheduler", "unet", "transformer", *AUTOENCODERS)),
     *(f"{part}/diffusion_pytorch_model*.safetensors" for part in ("unet", "transformer")),
 ]
 
@@ -125,7 +126,7 @@ def _info(folder: Path, scheduler: dict[str, Any], pipeline: str | None) -> dict
         "pipeline": pipeline or str(home.resolve()),
         "scheduler": scheduler["_class_name"],
     }
-    vae = _read(home / "vae" / "config.json")
+    vae = next(filter(None, (_read(home / part / "config.json") for part in AUTOENCODERS)), None)
     if vae:
         info["vae"] = {
             "scaling_factor": vae.get("scaling_factor", 0.18215),  # AutoencoderKL's own default
