@@ -217,13 +217,15 @@ def recipes(arguments: list[str], console: Console) -> None:
         kind = "train-teacher" if isinstance(make(), TeacherConfig) else "distill"
         maker = make.func if isinstance(make, partial) else make
         summary = (maker.__doc__ or "").strip().partition("\n")[0]
-        console.print(f"  {name:<26}{kind:<15}{summary}", soft_wrap=True)
+        console.print(f"  {name:<33}{kind:<15}{summary}", soft_wrap=True)
 
 
 def teacher_recipe(config: RunConfig) -> TeacherConfig | None:
     """The recipe that says how large networks and pictures will be, if nothing is there to measure yet."""
     if isinstance(config, TeacherConfig):
-        missing = config.image_size and config.data != "digits" and not Path(config.data).exists()
+        missing = (
+            config.image_size and config.data not in ("digits", "emoji") and not Path(config.data).exists()
+        )
         return config if missing else None
     name = Path(config.teacher).name
     if Path(config.teacher).exists() or name not in RECIPES:

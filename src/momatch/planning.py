@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from momatch.assembly import distillation, teacher_of, teacher_training
 from momatch.config import DistillConfig, RunConfig, TeacherConfig
+from momatch.data.emoji import TOKENS
 from momatch.data.images import Split
 from momatch.data.rows import held_bytes
 from momatch.memory import StepMemory, training_memory
@@ -35,6 +36,7 @@ PROBE_SECONDS = 10.0
 WARMUP_STEPS = 2  # of the probe, left out of its time: they allocate the optimizer state and choose kernels
 MIN_TIMED_STEPS = 2  # one of each kind, where two kinds alternate
 ENDLESS = 10**9
+ASSUMED_TOKENS = 128  # of a caption, where there are no data to look at
 ASSUMED_OPERATIONS = 1e14  # a second, where nothing can be measured: one fast GPU, well used
 
 
@@ -165,6 +167,8 @@ def outline(config: RunConfig, teacher: TeacherConfig) -> Plan:
     with torch.device("meta"):
         network = registry.build(teacher.network)
         z, logsnr = torch.zeros(1, *shape), torch.zeros(1)
+        width = getattr(teacher.network, "text_dim", 0)
+        cond = {TOKENS: torch.zeros(1, ASSUMED_TOKENS, width)} if width else None
     learner = _learning_part(config, network)
     kept: dict[int, Tensor] = {}
 
@@ -173,7 +177,7 @@ def outline(config: RunConfig, teacher: TeacherConfig) -> Plan:
         return tensor
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(note, note):
-        learner(z, logsnr)
+        learner(z, logsnr, cond)
     weights = {p.untyped_storage()._cdata for p in (*network.parameters(), *learner.parameters())}
     activations = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights)
     batch, units = config.train.batch_size, forward_units(config)

@@ -236,7 +236,7 @@ def _check(source: str, config: PrepareConfig) -> None:
             raise UsageError(f"{name} is {getattr(config, name)}; it must be at least 1")
     if config.image_size < 0:
         raise UsageError(f"image_size is {config.image_size}; give the side in pixels, or leave it out")
-    if source == "digits" or prepared.is_prepared(Path(source)):
+    if source in ("digits", "emoji") or prepared.is_prepared(Path(source)):
         raise UsageError(f"{source!r} needs no preparation; use it as data as it is")
 
 

@@ -15,6 +15,7 @@ from momatch.config import (
     AdapterConfig,
     ConfigError,
     DistillConfig,
+    GuidanceConfig,
     MonitorConfig,
     RunConfig,
     ScheduleConfig,
@@ -123,6 +124,23 @@ def emoji16_teacher() -> TeacherConfig:
     )
 
 
+def emoji16(method: Literal["alternating", "instant"], steps: int) -> DistillConfig:
+    """Text-to-image student on the built-in emoji at 16×16, guidance distilled in; needs emoji16-teacher."""
+    instant = method == "instant"  # a step takes two minibatches, and every step moves the student
+    return DistillConfig(
+        teacher="runs/emoji16-teacher",
+        data="emoji",
+        image_size=16,
+        steps=steps,
+        method=method,
+        weighting=LONGER_STEPS,
+        guidance=GuidanceConfig(scale=1.0, clip="static"),
+        train=TrainConfig(num_steps=300 if instant else 600, batch_size=64, log_every=10),
+        optim=OptimConfig(learning_rate=2e-4, warmup_steps=50),
+        monitor=MonitorConfig(every=150, num_samples=200),
+    )
+
+
 def imagenet_teacher(resolution: int) -> TeacherConfig:
     """U-ViT of about 400 M parameters, as the paper's teachers; its exact shape and rate are our choice."""
     levels = (128, 256) if resolution == 64 else (128, 256, 512)
@@ -158,6 +176,42 @@ def imagenet(resolution: int, method: Literal["alternating", "instant"], steps: 
     )
 
 
+def text_to_image_512_teacher() -> TeacherConfig:
+    """Text to image at 512×512 in pixels: a U-ViT of 0.9 B parameters; its shape and rate are our choice.
+
+    Data: `momatch prepare PICTURES --image-size 512 --teacher PIPELINE`, of a pixel-space pipeline with a
+    text encoder; the width of its tokens is taken from there (4,096 of a T5-XXL is assumed in a plan).
+    """
+    return TeacherConfig(
+        data="data/captioned512",
+        network=UViTConfig(3, (64, 128, 256, 512), 2, 1536, 24, 1, embedding_dim=512, text_dim=4096),
+        image_size=512,
+        schedule=ScheduleConfig("cosine", shift=2 * math.log(32 / 512)),
+        train=TrainConfig(num_steps=500_000, batch_size=2048, checkpoint_every=5000),
+        optim=OptimConfig(learning_rate=1e-4, beta1=0.9, eps=1e-8, warmup_steps=10_000),
+        monitor=MonitorConfig(every=10_000, num_samples=200),
+    )
+
+
+def text_to_image_512(method: Literal["alternating", "instant"]) -> DistillConfig:
+    """Text-to-image student of 8 steps at 512×512 with the paper's settings; never run here at this size.
+
+    Batch 512, 20,000 iterations. Not known from the paper and our choice: peak rate 1e-5, guidance 3.
+    """
+    return DistillConfig(
+        teacher="runs/text-to-image-512-teacher",
+        data="data/captioned512",
+        image_size=512,
+        steps=8,
+        method=method,
+        weighting=WeightingConfig("edm", density="rho_grid"),
+        guidance=GuidanceConfig(scale=3.0, clip="dynamic"),
+        train=TrainConfig(num_steps=20_000, batch_size=512, checkpoint_every=1000),
+        optim=OptimConfig(learning_rate=1e-5, warmup_steps=1000),
+        monitor=MonitorConfig(every=1000, num_samples=200),
+    )
+
+
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "digits-teacher": digits_teacher,
     "digits-1": digits_1,
@@ -169,6 +223,8 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "diffusers-8": diffusers_8,
     "demo": demo,
     "emoji16-teacher": emoji16_teacher,
+    **{f"emoji16-{k}": partial(emoji16, "alternating", k) for k in (1, 2, 4, 8)},
+    "emoji16-instant-8": partial(emoji16, "instant", 8),
     **{f"imagenet{size}-teacher": partial(imagenet_teacher, size) for size in (64, 128)},
     **{
         f"imagenet{size}-{method}-{steps}": partial(imagenet, size, method, steps)
@@ -176,6 +232,9 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
         for method in ("alternating", "instant")
         for steps in (1, 2, 4, 8)
     },
+    "text-to-image-512-teacher": text_to_image_512_teacher,
+    "text-to-image-512-alternating-8": partial(text_to_image_512, "alternating"),
+    "text-to-image-512-instant-8": partial(text_to_image_512, "instant"),
 }
 
 

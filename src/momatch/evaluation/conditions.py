@@ -7,7 +7,7 @@ from typing import cast
 import torch
 
 from momatch.data.images import ImageSet
-from momatch.data.rows import take
+from momatch.data.rows import spread, take
 from momatch.denoiser import Cond
 from momatch.model import Model
 
@@ -15,8 +15,8 @@ from momatch.model import Model
 def fixed_cond(model: Model, data: ImageSet, num_samples: int, num_classes: int | None = None) -> Cond | None:
     """A request for `num_samples` samples; None for an unconditional model.
 
-    Labels alone are asked for in turn. What else a model takes comes from the first samples of `data`, each
-    with its own label; after the last it starts again with the first. Conditions kept in shards stay
+    Labels alone are asked for in turn. What else a model takes comes from samples of `data`, evenly spread,
+    each with its own label; after the last it starts again with the first. Conditions kept in shards stay
     there: they are `Rows`, read as they are sliced.
 
     Args:
@@ -29,7 +29,7 @@ def fixed_cond(model: Model, data: ImageSet, num_samples: int, num_classes: int 
         if not model.num_classes:
             return None
         return {"label": torch.arange(num_samples) % max(num_classes or model.num_classes, 1)}
-    index = torch.arange(num_samples) % len(data)
+    index = spread(len(data), num_samples).repeat(-(-num_samples // len(data)))[:num_samples]
     asked = {name: take(data.conditions[name], index) for name in model.cond_shapes}
     if model.num_classes:
         asked["label"] = data.labels[index]
