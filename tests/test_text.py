@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from momatch import text
+from momatch import planning, text
 from momatch.assembly import distillation, teacher_training
 from momatch.cli import main
 from momatch.config import DistillConfig, GuidanceConfig, InstantConfig, MonitorConfig, TeacherConfig
 from momatch.data.emoji import MASK, MAX_TOKENS, TOKEN_DIM, TOKENS, load_emoji
+from momatch.data.images import ImageSet, Split
 from momatch.errors import UsageError
 from momatch.model import load_model
 from momatch.networks.configs import UViTConfig
 from momatch.networks.uvit import UViT
+from momatch.recipes import recipe
 from momatch.training.loop import TrainConfig
 
 TINY = UViTConfig(3, (8,), 1, 16, 1, 2, embedding_dim=16)
@@ -158,3 +160,28 @@ def test_unknown_encoder_is_refused(run_folder):
     teacher = load_model(run_folder / "teacher")
     with pytest.raises(UsageError, match="its text encoder \\(other\\) is not known here"):
         text.text_encoder_of(replace(teacher, info={"text_encoder": "other"}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["text-to-image-512-alternating-8", "text-to-image-512-instant-8"])
+def test_recipes_at_512_run_thin(name, tmp_path):
+    """Two steps each of teacher and student, in pixels, with the recipes' own schedule and weights."""
+    full = recipe("text-to-image-512-teacher")
+    assert 7e8 < planning.outline(full, full).networks[0].parameters < 1e9
+    thin = replace(full.network, channels=(8,) * 4, blocks_per_level=1, width=16, depth=1, embedding_dim=16)
+    rng = torch.Generator().manual_seed(0)
+    tokens = torch.randn(4, 6, 5, generator=rng)
+    made = ImageSet(
+        torch.rand(4, 3, 512, 512, generator=rng) * 2 - 1, torch.zeros(4, dtype=torch.int64), 1, "captioned",
+        conditions={TOKENS: tokens}, null_condition={TOKENS: torch.zeros(6, 5)},
+    )  # fmt: skip
+    pictures = Split(made, made)
+    common = dict(train=TrainConfig(num_steps=2, batch_size=1, log_every=1), monitor=MonitorConfig(0))
+    run = teacher_training(pictures, replace(full, network=thin, **common), tmp_path / "teacher")
+    assert [event.record.step for event in run] == [1, 2]
+    teacher = run.finish()
+    assert teacher.network.text_dim == 5 and teacher.cond_shapes == {TOKENS: (-1, 5)}
+    config = replace(recipe(name), **common, instant=InstantConfig(lambda_steps=1))
+    run = distillation(load_model(tmp_path / "teacher" / "teacher"), pictures, config, tmp_path / "student")
+    assert [event.record.step for event in run] == [1, 2]
+    assert bool(run.finish().sample(1, steps=1, cond={TOKENS: tokens[:1]}).isfinite().all())
