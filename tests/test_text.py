@@ -143,9 +143,12 @@ def test_prompts_become_columns_of_a_grid(run_folder, tmp_path):
     [
         (["digits", "--prompt", "red heart"], "this model takes no text; ask it by --labels"),
         (["digits", "--guidance", "nan"], "guidance.scale"),
+        (["TEXT", "--guidance", "2"], "--guidance 2.0 needs something to guide to; give --prompt"),
+        (["TEXT", "--prompt", "a", "--labels", "1"], "--labels 1 beside --prompt 'a': ask by one of them"),
     ],
 )  # fmt: skip
-def test_prompts_that_cannot_be_used(arguments, said, capsys):
+def test_prompts_that_cannot_be_used(arguments, said, capsys, run_folder):
+    arguments = [str(run_folder) if word == "TEXT" else word for word in arguments]
     assert main(["sample", *arguments]) == 2
     assert said in capsys.readouterr().err
 

@@ -245,6 +245,10 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
     if isinstance(network_config, UViTConfig) and TOKENS in images.conditions:
         network_config = replace(network_config, text_dim=images.conditions[TOKENS].shape[2])
         conditions = {name: images.conditions[name] for name in (TOKENS, MASK) if name in images.conditions}
+        if missing := set(conditions) - set(images.null_condition):
+            raise ConfigError(
+                f"the data ({images.name}) have no null condition for {', '.join(missing)}; add it"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         network = registry.build(network_config)

@@ -111,7 +111,7 @@ class GuidanceConfig:
     """Classifier-free guidance of the teacher; what it does is distilled into the student.
 
     Attributes:
-        scale: w in (1 + w) g(z, c) − w g(z, ∅); 0 is no guidance.
+        scale: w in (1 + w) g(z, c) − w g(z, ∅); 0 is no guidance. One less than diffusers' guidance_scale.
         logsnr_min: guidance acts where λ is at least this …
         logsnr_max: … and at most this.
         clip: keep the teacher's estimate in [−1, 1]: "static" clips, "dynamic" rescales (Imagen).
@@ -213,8 +213,8 @@ class TeacherConfig:
     """Training a teacher by denoising.
 
     Attributes:
-        data: "digits", a folder or .npz of pictures, a folder that momatch prepare wrote, and what else
-            docs/data.md names.
+        data: "digits", "emoji", a folder or .npz of pictures, a folder that momatch prepare wrote, and what
+            else docs/data.md names.
         image_size: pictures of a folder are cut to their central square and reduced to this side; 0 takes
             them as they are.
         network: the network's shape; image_channels and num_classes follow the data.
@@ -252,8 +252,8 @@ class DistillConfig:
             a diffusers pipeline's folder or name on the hub; package.module:function, which returns a Model.
         null_label: the label that means "no class" to a diffusers UNet2DModel; -1 if it knows none.
         teacher_size: side of what a diffusers teacher makes, where its files do not say; 0 means as they say.
-        data: "digits", a folder or .npz of pictures, a folder that momatch prepare wrote, and what else
-            docs/data.md names.
+        data: "digits", "emoji", a folder or .npz of pictures, a folder that momatch prepare wrote, and what
+            else docs/data.md names.
         image_size: as in training a teacher.
         steps: k, network calls of the student, 1 to 16.
         method: "alternating" (Algorithm 2) or "instant" (Algorithm 3: no auxiliary network).

@@ -49,7 +49,8 @@ class SampleArguments:
         labels: classes to ask for, such as 0,1,2, taken in turn; all in turn if left out.
         prompt: a text to ask for, of a model that takes text; may be given more than once, each becomes a
             column of the grid.
-        guidance: of a teacher, w in (1 + w) g(z, c) − w g(z, ∅); a student has its own distilled in.
+        guidance: of a teacher, w in (1 + w) g(z, c) − w g(z, ∅), one less than diffusers' guidance_scale; a
+            student has its own distilled in.
         seed: of the noise.
         eta: stochasticity: 1 is ancestral, 0 is DDIM.
         out: a .png for a grid, or an .npz with images (uint8), and labels or prompts.
@@ -81,6 +82,8 @@ def sample(arguments: list[str], console: Console) -> None:
     else:
         cond = label_cond(parsed.labels, max(num, 0), model)
     model.check_request(num, steps, cond, parsed.seed)
+    if parsed.guidance and cond is None and model.cond_shapes:
+        raise UsageError(f"--guidance {parsed.guidance} needs something to guide to; give --prompt")
     model = guided(model, parsed.guidance)
     decoder = decoder_of(model)
     images = model.sample(num, steps, cond, parsed.seed, parsed.eta)

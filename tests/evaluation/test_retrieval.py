@@ -10,6 +10,7 @@ import torch
 
 from momatch.data.emoji import MASK, TOKENS, load_emoji
 from momatch.evaluation import builtin, efficientnet
+from momatch.evaluation.conditions import fixed_rows
 from momatch.evaluation.efficientnet import SIDE, EfficientNetFeatures
 from momatch.evaluation.retrieval import WEIGHTS, CaptionRetrieval
 from momatch.evaluation.sweep import evaluate_at
@@ -57,6 +58,9 @@ def test_evaluation_asks_for_held_out_captions_and_counts_what_fits(data, monkey
     result = evaluate_at(Replay(held), "model", data, 8, len(held), resamples=2).result
     ceiling = result.get("retrieval_accuracy_reference").value
     assert result.get("retrieval_accuracy").value == ceiling > 0.2
+    fewer = held[fixed_rows(data.heldout, 100)]  # they are spread over the captions, not the first 100
+    asked = evaluate_at(Replay(fewer), "model", data, 8, 100, resamples=2).result
+    assert asked.get("retrieval_accuracy").value > 0.2
     rolled = evaluate_at(Replay(held.roll(1, 0)), "model", data, 8, len(held), resamples=2).result
     assert rolled.get("retrieval_accuracy").value < 0.05
 

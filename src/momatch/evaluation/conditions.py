@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from momatch.data.images import ImageSet
 from momatch.data.rows import spread, take
@@ -29,8 +30,13 @@ def fixed_cond(model: Model, data: ImageSet, num_samples: int, num_classes: int 
         if not model.num_classes:
             return None
         return {"label": torch.arange(num_samples) % max(num_classes or model.num_classes, 1)}
-    index = spread(len(data), num_samples).repeat(-(-num_samples // len(data)))[:num_samples]
+    index = fixed_rows(data, num_samples)
     asked = {name: take(data.conditions[name], index) for name in model.cond_shapes}
     if model.num_classes:
         asked["label"] = data.labels[index]
     return cast(Cond, asked)
+
+
+def fixed_rows(data: ImageSet, num_samples: int) -> Tensor:
+    """Whose conditions `fixed_cond` asks for: (num_samples,) int64."""
+    return spread(len(data), num_samples).repeat(-(-num_samples // len(data)))[:num_samples]

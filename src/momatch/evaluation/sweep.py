@@ -13,7 +13,7 @@ from torch import Tensor
 from momatch.data.images import Split
 from momatch.data.rows import Rows, sample_of, spread, take
 from momatch.evaluation import builtin
-from momatch.evaluation.conditions import fixed_cond
+from momatch.evaluation.conditions import fixed_cond, fixed_rows
 from momatch.evaluation.run import EvaluationResult, evaluate
 from momatch.latents import decoder_of
 from momatch.model import Model
@@ -73,7 +73,7 @@ def evaluate_at(
     labels, real_labels = cond.get("label") if cond else None, data.heldout.labels
     if judge is not None and judge.metric == "retrieval_accuracy":  # what is asked for is a caption's place
         real_labels = torch.arange(len(data.heldout))
-        labels = real_labels[torch.arange(num_samples) % len(real_labels)] if model.cond_shapes else None
+        labels = fixed_rows(data.heldout, num_samples) if model.cond_shapes else None
     seconds = 0.0
 
     def samples() -> Iterator[tuple[Tensor, Tensor | None]]:
