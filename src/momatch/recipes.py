@@ -133,10 +133,10 @@ def emoji16(method: Literal["alternating", "instant"], steps: int) -> DistillCon
         image_size=16,
         steps=steps,
         method=method,
-        weighting=LONGER_STEPS,
+        weighting=replace(LONGER_STEPS, name="v" if steps > 2 else "snr_clipped"),
         guidance=GuidanceConfig(scale=1.0, clip="static"),
-        train=TrainConfig(num_steps=300 if instant else 600, batch_size=64, log_every=10),
-        optim=OptimConfig(learning_rate=2e-4, warmup_steps=50),
+        train=TrainConfig(num_steps=250 if instant else 500, batch_size=64, log_every=10),
+        optim=OptimConfig(learning_rate=5e-5 if steps > 2 else 1e-4, warmup_steps=50),
         monitor=MonitorConfig(every=150, num_samples=200),
     )
 
