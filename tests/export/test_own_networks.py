@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
 from momatch import latents, schedules
 from momatch.cli import main
 from momatch.denoiser import Denoiser
-from momatch.errors import UsageError
 from momatch.export import standalone
 from momatch.export.folder import export_folder
 from momatch.export.moment_matching_network import MomentMatchingNetwork
@@ -77,57 +77,72 @@ def snippet(directory: Path) -> str:
     return code
 
 
-def elsewhere(code: str, folder: Path) -> None:
-    """Run code where momatch cannot be imported."""
-    code = f"import sys; sys.modules['momatch'] = None\n{code}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-CHECK = """
-import importlib
+CHILD = """
+import importlib, json, sys
+sys.modules["momatch"] = None
 import torch
 from diffusers import DiffusionPipeline
 
-folder, custom = {folder!r}, {custom}
-pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **custom)
-assert type(pipe).__name__ == "MomentMatchingPipeline"
-noise, wanted, cond = torch.load("check.pt", weights_only=True)
-if "label" in cond:
-    cond["class_labels"] = cond.pop("label")
-module = importlib.import_module(type(pipe.scheduler).__module__)
-left = iter(noise[1:])
-module.randn_tensor = lambda *args, **kwargs: next(left)
-z = pipe(latents=noise[0], output_type="latent", **cond).images
-assert (z - wanted).abs().max() <= 1e-5 * max(1, wanted.abs().max()), (z - wanted).abs().max()
-assert wanted.std() > 0.05
+for name, (folder, custom, code) in json.load(open("cases.json")).items():
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **custom)
+    assert type(pipe).__name__ == "MomentMatchingPipeline"
+    noise, wanted, cond = torch.load(f"{name}.pt", weights_only=True)
+    if "label" in cond:
+        cond["class_labels"] = cond.pop("label")
+    module = importlib.import_module(type(pipe.scheduler).__module__)
+    drawn, left = module.randn_tensor, iter(noise[1:])
+    module.randn_tensor = lambda *args, **kwargs: next(left)
+    z = pipe(latents=noise[0], output_type="latent", **cond).images
+    module.randn_tensor = drawn
+    far = (z - wanted).abs().max()
+    assert far <= 1e-5 * max(1, wanted.abs().max()), (name, far)
+    assert wanted.std() > 0.05, name
+    exec(code, {})
+    print(name)
 """
 
 
-@pytest.mark.parametrize("shape", [UNET, UVIT, LABELS, PROMPTED, BOTH], ids=lambda s: f"{type(s).__name__}")
-@pytest.mark.parametrize("asking", [True, False], ids=("asked", "null"))
-def test_a_folder_makes_the_student_s_samples_without_momatch(shape, asking, tmp_path):
-    if not asking and not asked(shape):
-        pytest.skip("takes no condition")
-    model, cond = student(shape, clip=0.9), asked(shape) if asking else {}
-    out = tmp_path / "student"
-    export_folder(model, out, str(out), None, None)
-    wanted = model.sample(3, cond=cond or None, seed=5)
-    if asking and cond:
-        assert (wanted - model.sample(3, seed=5)).abs().max() > 1e-3  # it matters what is asked
-    torch.save((noises(model, 3), wanted, cond), tmp_path / "check.pt")
-    custom = {"custom_pipeline": str(out)} if asking else {}
-    elsewhere(snippet(out) + CHECK.format(folder=str(out), custom=custom), tmp_path)
+def run_elsewhere(cases, folder: Path) -> list[str]:
+    """Where momatch cannot be imported: folders' samples against `Model.sample`'s, and the cards' snippets.
+
+    Args:
+        cases: by name, the exported folder, its student, what to ask for, and options of from_pretrained.
+        folder: where to work.
+
+    Returns:
+        The names of those that passed.
+    """
+    plan = {}
+    for name, (out, model, cond, options) in cases.items():
+        torch.save(
+            (noises(model, 3), model.sample(3, cond=cond or None, seed=5), cond), folder / f"{name}.pt"
+        )
+        plan[name] = str(out), options, snippet(out)
+    (folder / "cases.json").write_text(json.dumps(plan))
+    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
 
 
-def test_the_shipped_teacher_s_student_from_the_command_line(tmp_path):
-    run, out = tmp_path / "run", tmp_path / "student"
+def test_folders_make_the_students_samples_without_momatch(tmp_path):
+    """Also that of the shipped digits teacher, from the command line; all in one process."""
+    cases = {}
+    for name, shape in {"unet": UNET, "uvit": UVIT, "labels": LABELS, "text": PROMPTED, "both": BOTH}.items():
+        model, cond, out = student(shape, clip=0.9), asked(shape), tmp_path / name
+        export_folder(model, out, str(out), None, None)
+        cases[name] = out, model, cond, {"custom_pipeline": str(out)}
+        if cond:
+            assert (model.sample(3, cond=cond, seed=5) - model.sample(3, seed=5)).abs().max() > 1e-3
+            cases[f"{name}-null"] = out, model, {}, {}
+    run, out = tmp_path / "run", tmp_path / "digits"
     options = ["--steps", "2", "--train.num-steps", "2", "--train.batch-size", "8", "--monitor.every", "0"]
     assert main(["distill", "digits-8", "--out", str(run), *options]) == 0
     assert main(["export", str(run), str(out)]) == 0
-    model, cond = load_student(run), {"label": torch.tensor([3, 1, 4])}
-    torch.save((noises(model, 3), model.sample(3, cond=cond, seed=5), cond), tmp_path / "check.pt")
-    elsewhere(snippet(out) + CHECK.format(folder=str(out), custom={}), tmp_path)
+    cases["digits"] = out, load_student(run), {"label": torch.tensor([3, 1, 4])}, {}
+    assert run_elsewhere(cases, tmp_path) == list(cases)
 
 
 def test_the_file_is_the_package_s_own_source_and_needs_torch_and_diffusers_alone():
@@ -199,8 +214,10 @@ def test_latents_are_decoded_by_the_autoencoder_that_they_come_from(tmp_path):
         block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, scaling_factor=0.3, shift_factor=0.1,
     )  # fmt: skip
     source = tmp_path / "source"
-    network = UNet2DModel(8, 4, 4, block_out_channels=(8, 8), norm_num_groups=4, attention_head_dim=4,
-                          down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)  # fmt: skip
+    network = UNet2DModel(
+        8, 4, 4, block_out_channels=(8, 8), norm_num_groups=4, attention_head_dim=4,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    )  # fmt: skip
     DDPMPipeline(network, DDPMScheduler()).save_pretrained(source)
     autoencoder.save_pretrained(source / "vae")
     index = json.loads((source / "model_index.json").read_text())
@@ -221,4 +238,4 @@ def test_latents_are_decoded_by_the_autoencoder_that_they_come_from(tmp_path):
     decoder = latents.decoder_of(model)
     assert decoder is not None
     torch.testing.assert_close(pictures, decoder(made) / 2 + 0.5, rtol=1e-5, atol=1e-5)
-    elsewhere(snippet(out), tmp_path)
+    exec(snippet(out), {})

@@ -23,7 +23,7 @@ TEXT_CALL = '"a red heart", guidance_scale=1.0, '
 OURS = "moment_matching_pipeline"
 TOKENS, MASK = "encoder_hidden_states", "encoder_attention_mask"
 REASONS = {
-    "scheduler/moment_matching_scheduler.py": ", since none of diffusers' samplers takes this student's steps",
+    "scheduler/moment_matching_scheduler.py": ", since no sampler of diffusers takes this student's steps",
     "unet/moment_matching_network.py": ", since diffusers has no class for its network",
 }
 EXAMPLE_LENGTH = 8  # tokens of a caption in the snippet, where any number will do

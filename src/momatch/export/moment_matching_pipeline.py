@@ -1,5 +1,4 @@
-"""A pipeline for pictures that no stock pipeline of diffusers makes: by label, by a network of momatch's own, or
-at another scale of noise.
+"""A pipeline for what no stock one of diffusers makes: labels, other scales of noise, momatch's networks.
 
 This file stands alone: it needs torch and diffusers, and is copied into the folders that use it. Older
 diffusers look at the annotations of __init__, and know classes and Optional alone: no strings, no `X | None`.
@@ -26,7 +25,7 @@ class MomentMatchingPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "unet->vae"
-    _optional_components = ["vae"]  # noqa: RUF012
+    _optional_components = ["vae"]
 
     def __init__(
         self,
@@ -64,8 +63,8 @@ class MomentMatchingPipeline(DiffusionPipeline):
             output_type: "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent": as the
                 student made them, nominally in [−1, 1], not clipped.
             return_dict: an object with `images`, or else a tuple of them.
-            encoder_hidden_states: (B, L, D) tokens of encoded text, for a student that takes any; None asks for
-                nothing in particular.
+            encoder_hidden_states: (B, L, D) tokens of encoded text, for a student that takes any; None asks
+                for nothing in particular.
             encoder_attention_mask: (B, L), 1 for a token and 0 for padding; None means no padding.
 
         Raises:
@@ -74,7 +73,10 @@ class MomentMatchingPipeline(DiffusionPipeline):
         device = self._execution_device
         if class_labels is not None:
             class_labels = torch.as_tensor(class_labels, device=device)
-        text = {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
+        text = {
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
+        }
         given = {"latents": latents, "class_labels": class_labels, **text}
         sizes = {name: len(rows) for name, rows in given.items() if rows is not None}
         if len(set(sizes.values())) > 1:
