@@ -200,9 +200,8 @@ def test_a_pipeline_runs_in_half_the_precision(tmp_path):
 def test_a_loaded_network_keeps_its_layout_in_memory(tmp_path):
     export_folder(student(UNET), tmp_path / "out", "name", None, None)
     network = MomentMatchingNetwork.from_pretrained(tmp_path / "out" / "unet")
-    weight = network.network.stem.weight
-    wide = network.network.down_levels[0][0].conv1.weight
-    assert wide.is_contiguous(memory_format=torch.channels_last) and weight.shape == (8, 1, 3, 3)
+    weight = network.network.down_levels[0][0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
 def test_latents_are_decoded_by_the_autoencoder_that_they_come_from(tmp_path):
@@ -228,7 +227,7 @@ def test_latents_are_decoded_by_the_autoencoder_that_they_come_from(tmp_path):
     model.info["pipeline"] = str(source)
     out = tmp_path / "out"
     export_folder(model, out, str(out), None, None)
-    assert " (latent) |" in (out / "README.md").read_text() and not (out / "model").exists()
+    assert " (latent) |" in (out / "README.md").read_text()
     pipe = DiffusionPipeline.from_pretrained(out, trust_remote_code=True)
     ask = {"latents": torch.randn(2, 4, 8, 8)}
     made, pictures = (
