@@ -21,9 +21,9 @@ from momatch.export import noise
 from momatch.export.folder import export_folder
 from momatch.export.moment_matching_scheduler import MomentMatchingScheduler
 from momatch.model import CHUNK, Student
-from momatch.networks.configs import DiffusersConfig, UNetConfig
+from momatch.networks.configs import DiffusersConfig, MLPConfig
 from momatch.networks.diffusers import DiffusersNetwork
-from momatch.networks.unet import UNet
+from momatch.networks.mlp import MLP
 from momatch.publication import push
 from momatch.sampling import ancestral, time_grid
 
@@ -232,9 +232,9 @@ def test_a_former_export_is_replaced_and_nothing_else(tmp_path):
     assert (other / "thesis.txt").read_text() == "precious"
 
 
-def test_students_of_our_own_networks_are_told_where_to_go(tmp_path):
-    config = UNetConfig(channels=(8,), num_classes=0)
-    model = Student(Denoiser(UNet(config)), config, schedules.cosine(), (1, 8, 8), 4, 0, {"role": "student"})
+def test_students_that_make_no_pictures_are_told_where_to_go(tmp_path):
+    config = MLPConfig(dim=2)
+    model = Student(Denoiser(MLP(config)), config, schedules.cosine(), (2,), 4, 0, {"role": "student"})
     with pytest.raises(UsageError, match="--format onnx"):
         export_folder(model, tmp_path / "out", "name", None, None)
     assert not (tmp_path / "out").exists()

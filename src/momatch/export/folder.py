@@ -2,7 +2,7 @@
 
 DIR/
   model_index.json     the pipeline: the teacher's class, and where its parts are
-  unet/ transformer/   the student's network, as diffusers saves it
+  unet/ transformer/   the student's network, as diffusers saves it; momatch's own with its code beside it
   scheduler/           its sampler, its step count and its noise levels
   vae/ tokenizer/ …    the teacher's other parts, copied
   README.md            the model card
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from momatch.errors import UsageError
-from momatch.export import card, noise
+from momatch.export import card, noise, standalone
 from momatch.files import write_atomically
 from momatch.model import Model
-from momatch.networks.configs import DiffusersConfig
+from momatch.networks.configs import DiffusersConfig, UNetConfig, UViTConfig
 from momatch.pipelines import AUTOENCODERS, DENOISERS, MODEL_INDEX, components, import_diffusers
 
 PLAIN_PIPELINE = "DDPMPipeline"  # passes noise of variance 1 to a UNet2DModel, and nothing else
@@ -38,22 +38,29 @@ def export_folder(model: Model, directory: Path, name: str, licence: str | None,
         run: the run's folder, for the figures of its evaluation.
 
     Raises:
-        UsageError: if diffusers has no class for the student's network, or the folder holds something else.
+        UsageError: if the student's network cannot travel, or the folder holds something else.
     """
     network = model.network
-    if not isinstance(network, DiffusersConfig):
+    if not isinstance(network, DiffusersConfig | UNetConfig | UViTConfig):
         raise UsageError(
             f"this student's network is a {type(network).__name__.removesuffix('Config')}, for which "
             "diffusers has no class; use --format onnx, or keep it as it is: momatch.load_student opens it"
         )
-    diffusers, pipeline = import_diffusers(), pipeline_folder(model)
-    scheduler = noise.sampler(model)
-    kind, part = _pipeline_class(model, network, pipeline, noise.is_stock(scheduler))
-    claim(directory)
-    _save_network(model, directory / part)
-    index: dict[str, Any] = {"_class_name": kind, "_diffusers_version": diffusers.__version__}
-    index |= _copy_parts(pipeline, directory) if pipeline else {}
-    index |= {part: ["diffusers", network.class_name], "scheduler": noise.write(scheduler, directory)}
+    diffusers, scheduler = import_diffusers(), noise.sampler(model)
+    index: dict[str, Any] = {"_diffusers_version": diffusers.__version__}
+    if isinstance(network, DiffusersConfig):
+        pipeline = pipeline_folder(model)
+        kind, part = _pipeline_class(model, network, pipeline, noise.is_stock(scheduler))
+        claim(directory)
+        _save_network(model, directory / part)
+        index |= _copy_parts(pipeline, directory) if pipeline else {}
+        index[part] = ["diffusers", network.class_name]
+    else:
+        pipeline, kind = pipeline_folder(model), OURS.stem
+        claim(directory)
+        index["unet"] = standalone.save(model, directory / "unet")
+        index |= _copy_autoencoder(pipeline, directory) if pipeline else {}
+    index |= {"_class_name": kind, "scheduler": noise.write(scheduler, directory)}
     if kind == OURS.stem:
         shutil.copyfile(OURS, directory / OURS.name)
         null_label = model.denoiser.null_values.get("label")
@@ -61,7 +68,7 @@ def export_folder(model: Model, directory: Path, name: str, licence: str | None,
         index["null_label"] = null_label
     contents = json.dumps(index, indent=2) + "\n"
     write_atomically(directory / MODEL_INDEX, lambda path: path.write_text(contents))
-    text = card.render(model, name, kind, noise.is_stock(scheduler), licence, pipeline, run)
+    text = card.render(model, name, kind, _code(directory), licence, pipeline, run, "vae" in index)
     write_atomically(directory / "README.md", lambda path: path.write_text(text))
     mark(directory)
 
@@ -140,6 +147,21 @@ def _pipeline_class(
     if part is None:
         raise UsageError(f"the pipeline {pipeline} has none of {', '.join(DENOISERS)}")
     return str(found["_class_name"]), part
+
+
+def _copy_autoencoder(pipeline: Path, directory: Path) -> dict[str, Any]:
+    """Copy the pipeline's as vae/, if it has one; returns its entry of model_index.json."""
+    index = json.loads((pipeline / MODEL_INDEX).read_text())
+    name = next((name for name in AUTOENCODERS if (pipeline / name).is_dir()), None)
+    if name is None:
+        return {}
+    shutil.copytree(pipeline / name, directory / "vae")
+    return {"vae": index[name]}
+
+
+def _code(directory: Path) -> list[str]:
+    """The files of Python that travel along."""
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*.py"))
 
 
 def _save_network(model: Model, directory: Path) -> None:
