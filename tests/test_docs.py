@@ -105,6 +105,12 @@ def test_the_tables_of_the_methods_and_options_are_what_was_recorded():
         assert module.methods_table({"rows": chosen}) in page, kinds
 
 
+def test_the_table_of_text_to_image_is_what_was_recorded():
+    module, report = study("2026-11-24-emoji.json", "emoji")
+    page = (ROOT / "docs" / "numbers.md").read_text()
+    assert module.table(report) in page
+
+
 def test_the_tables_of_flow_and_latent_models_are_what_was_recorded(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     page = (ROOT / "docs" / "numbers.md").read_text()
