@@ -211,3 +211,16 @@ def test_products_with_text_agree_with_a_difference_in_float64():
             shifted.append(moved(z.double(), logsnr.double(), cond))
     difference = (shifted[0] - shifted[1]) / (2 * h)
     assert float((forward.double() - difference).norm() / difference.norm()) < 1e-3
+
+
+def test_recipes_at_32_run_thin(tmp_path):
+    full, pictures = recipe("emoji32-teacher"), load_emoji(32)
+    assert 4e6 < planning.outline(full, full).networks[0].parameters < 6e6
+    common = dict(train=TrainConfig(num_steps=2, batch_size=4, log_every=1), monitor=MonitorConfig(0))
+    thin = replace(full.network, channels=(8, 8, 8), width=16, depth=1, embedding_dim=16)
+    run = teacher_training(pictures, replace(full, network=thin, **common), tmp_path)
+    assert [event.record.step for event in run] == [1, 2]
+    run.finish()
+    run = distillation(load_model(tmp_path / "teacher"), pictures, replace(recipe("emoji32-8"), **common))
+    assert [event.record.step for event in run] == [1, 2]
+    assert run.finish().sample_shape == (3, 32, 32)

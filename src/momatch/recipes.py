@@ -124,13 +124,25 @@ def emoji16_teacher() -> TeacherConfig:
     )
 
 
-def emoji16(method: Literal["alternating", "instant"], steps: int) -> DistillConfig:
-    """Text-to-image student on the built-in emoji at 16×16, guidance distilled in; needs emoji16-teacher."""
+def emoji32_teacher() -> TeacherConfig:
+    """The same at 32×32: 5 M parameters, half a day or more on one core; only ever run thin here."""
+    small = emoji16_teacher()
+    return replace(
+        small,
+        image_size=32,
+        network=UViTConfig(3, (32, 64, 96), 1, 256, 4, 1, embedding_dim=128),
+        train=replace(small.train, num_steps=20_000),
+        optim=replace(small.optim, learning_rate=5e-4),
+    )
+
+
+def emoji(size: int, method: Literal["alternating", "instant"], steps: int) -> DistillConfig:
+    """Text-to-image student on the built-in emoji, guidance distilled in; needs the emoji teacher of its size."""
     instant = method == "instant"  # a step takes two minibatches, and every step moves the student
     return DistillConfig(
-        teacher="runs/emoji16-teacher",
+        teacher=f"runs/emoji{size}-teacher",
         data="emoji",
-        image_size=16,
+        image_size=size,
         steps=steps,
         method=method,
         weighting=replace(LONGER_STEPS, name="v" if steps > 2 else "snr_clipped"),
@@ -223,8 +235,10 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "diffusers-8": diffusers_8,
     "demo": demo,
     "emoji16-teacher": emoji16_teacher,
-    **{f"emoji16-{k}": partial(emoji16, "alternating", k) for k in (1, 2, 4, 8)},
-    "emoji16-instant-8": partial(emoji16, "instant", 8),
+    **{f"emoji16-{k}": partial(emoji, 16, "alternating", k) for k in (1, 2, 4, 8)},
+    "emoji16-instant-8": partial(emoji, 16, "instant", 8),
+    "emoji32-teacher": emoji32_teacher,
+    "emoji32-8": partial(emoji, 32, "alternating", 8),
     **{f"imagenet{size}-teacher": partial(imagenet_teacher, size) for size in (64, 128)},
     **{
         f"imagenet{size}-{method}-{steps}": partial(imagenet, size, method, steps)
