@@ -137,7 +137,7 @@ def emoji32_teacher() -> TeacherConfig:
 
 
 def emoji(size: int, method: Literal["alternating", "instant"], steps: int) -> DistillConfig:
-    """Text-to-image student on the built-in emoji, guidance distilled in; needs the emoji teacher of its size."""
+    """Text-to-image student on the built-in emoji, guidance distilled in; needs the teacher of its size."""
     instant = method == "instant"  # a step takes two minibatches, and every step moves the student
     return DistillConfig(
         teacher=f"runs/emoji{size}-teacher",
