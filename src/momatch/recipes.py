@@ -139,16 +139,17 @@ def emoji32_teacher() -> TeacherConfig:
 def emoji(size: int, method: Literal["alternating", "instant"], steps: int) -> DistillConfig:
     """Text-to-image student on the built-in emoji, guidance distilled in; needs the teacher of its size."""
     instant = method == "instant"  # a step takes two minibatches, and every step moves the student
+    weight = "flat" if instant else "v" if steps > 2 else "snr_clipped"
     return DistillConfig(
         teacher=f"runs/emoji{size}-teacher",
         data="emoji",
         image_size=size,
         steps=steps,
         method=method,
-        weighting=replace(LONGER_STEPS, name="v" if steps > 2 else "snr_clipped"),
+        weighting=replace(LONGER_STEPS, name=weight),
         guidance=GuidanceConfig(scale=1.0, clip="static"),
-        train=TrainConfig(num_steps=250 if instant else 500, batch_size=64, log_every=10),
-        optim=OptimConfig(learning_rate=5e-5 if steps > 2 else 1e-4, warmup_steps=50),
+        train=TrainConfig(num_steps=120 if instant else 500, batch_size=64, log_every=10),
+        optim=OptimConfig(learning_rate=5e-5 if steps > 2 else 1e-4, warmup_steps=20 if instant else 50),
         monitor=MonitorConfig(every=150, num_samples=200),
     )
 
