@@ -148,7 +148,9 @@ def server(run, tmp_path):
     }
     command = [sys.executable, "-m", "momatch", "serve", run, "digits", "--port", str(port)]
     log = (tmp_path / "log").open("w+")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    signal.signal(signal.SIGINT, before)
     address, end = f"http://127.0.0.1:{port}/", time.monotonic() + PATIENCE
     while f"Open {address}" not in (tmp_path / "log").read_text():
         assert process.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
