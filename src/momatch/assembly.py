@@ -311,7 +311,7 @@ def _encoders(images: ImageSet, teacher: Model | None = None) -> dict[str, str]:
     known = teacher.info if teacher else {}
     encoded = images.space == "latents" or images.conditions
     pipeline = known.get("pipeline") or (images.origin.get("pipeline") if encoded else None)
-    text = known.get("text_encoder") or images.origin.get("text_encoder")
+    text = known.get("text_encoder") or (None if pipeline else images.origin.get("text_encoder"))
     return {k: str(v) for k, v in (("pipeline", pipeline), ("text_encoder", text)) if v}
 
 
