@@ -1,7 +1,7 @@
 """Do pictures show what was asked for? The share whose own caption fits them best, among all captions asked.
 
 Judged by a small network that ships with the package, trained on the training emoji and their captions. Its
-score on real held-out pictures is a scale to read others by: it has never seen those, nor need a model be worse.
+score on real held-out pictures, which it has never seen, is a scale to read others by, not their ceiling.
 """
 
 from __future__ import annotations
