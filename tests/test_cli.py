@@ -218,7 +218,7 @@ MISTAKES = [
     (["sample", "{run}", "--seed", "-1"], "got -1"),
     (["sample", "{run}", "--eta", "2"], "--eta 2"),
     (["sample", "{run}", "--out", "{tmp}/x.gif"], ".png or .npz"),
-    (["sample", "{run}", "--out", "{tmp}/no/x.png"], "does not exist"),
+    (["sample", "{run}", "--out", "{run}/config.json/x.png"], "cannot be made"),
     (["evaluate", "{run}", "--num", "3"], "too few"),
     (["evaluate", "{run}", "--data", "digits"], "the model makes (3, 8, 8)"),
     (["evaluate", "digits", "--teacher-steps", "4"], "is no student"),
@@ -257,7 +257,7 @@ WRONG_WORDS = {
     "sample": "sample needs RUN (see momatch sample --help)",
     "export runs/x": "export needs DIR (see momatch export --help)",
     "export runs/x y --format z": "--format 'z' is none of 'diffusers', 'onnx' (see momatch export --help)",
-    "prepare": "prepare needs SOURCE and --out PATH and --teacher STR (see momatch prepare --help)",
+    "prepare": "prepare needs SOURCE and --out PATH (see momatch prepare --help)",
     "distill digits-8 --otu x": "distill RECIPE does not take --otu x (see momatch distill RECIPE --help)",
     "guidance runs/x --guidance.scale 3": "guidance takes --scales, a list such as 0,1,2, in place of "
     "--guidance.scale",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from momatch import planning, text
 from momatch.assembly import distillation, teacher_training
@@ -16,8 +18,9 @@ from momatch.cli import main
 from momatch.config import DistillConfig, GuidanceConfig, InstantConfig, MonitorConfig, TeacherConfig
 from momatch.data.emoji import MASK, MAX_TOKENS, TOKEN_DIM, TOKENS, load_emoji
 from momatch.data.images import ImageSet, Split
+from momatch.data.sources import load_data
 from momatch.denoiser import Denoiser, Guided
-from momatch.errors import UsageError
+from momatch.errors import Notice, UsageError
 from momatch.methods.products import forward_product
 from momatch.model import load_model
 from momatch.networks.configs import UViTConfig
@@ -126,7 +129,60 @@ def test_encoder_says_what_the_package_carries(data):
         assert step < 0.05, name  # half a level of int8
     null = encoder.encode([""])
     assert torch.allclose(null[TOKENS][0], data.train.null_condition[TOKENS], atol=0.05)
-    assert encoder.encode(["word " * 40])[TOKENS].shape == (1, MAX_TOKENS, TOKEN_DIM)
+    with pytest.warns(Notice, match="'word .*' is 41 tokens long, and 16 are read"):
+        assert encoder.encode(["word " * 40])[TOKENS].shape == (1, MAX_TOKENS, TOKEN_DIM)
+    assert set(encoder.encode(["", "🎈 café 中文 \ud800 \x00", "  "])) == {TOKENS, MASK}
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    """Pictures with captions of one's own."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rows = []
+    for i, colour in enumerate(["red", "green", "blue"] * 34):
+        picture = np.zeros((20, 24, 3), np.uint8)
+        picture[..., i % 3] = 100 + i
+        Image.fromarray(picture).save(folder / f"{i}.png")
+        rows.append(json.dumps({"file_name": f"{i}.png", "text": f"{colour} number {i}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+@needs_encoder
+def test_captions_of_ones_own_need_no_pipeline(captioned, tmp_path, capsys):
+    """Pictures with captions → data → teacher → student → prompts, by the sentence encoder alone."""
+    data, teacher, student = (str(tmp_path / name) for name in ("data", "teacher", "student"))
+    arguments = ["prepare", str(captioned), "--out", data, "--text-encoder", "minilm-l6"]
+    assert main(arguments) == 2
+    assert "--image-size 32" in capsys.readouterr().err
+    assert main([*arguments, "--image-size", "16"]) == 0
+    assert load_data(data).train.origin["text_encoder"] == "minilm-l6"
+    short = ["--train.num-steps", "2", "--train.batch-size", "4", "--monitor.every", "0", "--data", data]
+    thin = [
+        "--network.channels", "8", "--network.width", "16", "--network.depth", "1",
+        "--network.embedding-dim", "16",
+    ]  # fmt: skip
+    assert main(["train-teacher", "emoji16-teacher", "--out", teacher, *short, *thin]) == 0
+    assert main(["distill", "emoji16-2", "--teacher", teacher, "--out", student, *short]) == 0
+    out = tmp_path / "new" / "a.npz"
+    assert main(["sample", student, "--prompt", "red number 3", "--num", "2", "--out", str(out)]) == 0
+    with np.load(out) as arrays:
+        assert arrays["images"].shape == (2, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give one of --teacher PIPELINE_FOLDER and --text-encoder minilm-l6"),
+        (["--teacher", "a", "--text-encoder", "minilm-l6"], "give one of --teacher"),
+        (["--text-encoder", "minilm-l6", "--captions", "ignore"], "leave --captions ignore out"),
+    ],
+)
+def test_preparation_wants_one_encoder(arguments, said, captioned, tmp_path, capsys):
+    assert main(["prepare", str(captioned), "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @needs_encoder

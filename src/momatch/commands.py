@@ -130,7 +130,7 @@ def train_teacher(arguments: list[str], console: Console) -> None:
     finish(teacher_training(data, parsed.config, parsed.out), "training", console)
     out = shlex.quote(str(parsed.out))
     size = f" --image-size {parsed.config.image_size}" if parsed.config.image_size else ""
-    name = "emoji16-8" if parsed.config.data == "emoji" else "digits-8"
+    name = "emoji16-8" if data.train.conditions else "digits-8"
     console.print(
         f"Teacher: {parsed.out / 'teacher'}\nNext: momatch distill {name} --teacher {out} "
         f"--data {shlex.quote(parsed.config.data)}{size} --out STUDENT",
@@ -184,14 +184,14 @@ class PrepareArguments:
 
 
 def prepare(arguments: list[str], console: Console) -> None:
-    """`momatch prepare SOURCE --out DIR --teacher PIPELINE`."""
+    """`momatch prepare SOURCE --out DIR --teacher PIPELINE`, or with `--text-encoder`."""
     parsed = parse(PrepareArguments, arguments, "prepare")
     follow_preparation(encode(parsed.source, parsed.config, parsed.out), console)
     out = shlex.quote(str(parsed.out))
-    console.print(
-        f"Data: {parsed.out}\nNext: momatch distill RECIPE --data {out}, with a teacher of that pipeline",
-        soft_wrap=True,
-    )
+    following = f"momatch distill RECIPE --data {out}, with a teacher of that pipeline"
+    if parsed.config.text_encoder:
+        following = f"momatch train-teacher emoji16-teacher --data {out} --image-size 0 --out DIR"
+    console.print(f"Data: {parsed.out}\nNext: {following}", soft_wrap=True)
 
 
 def plan(arguments: list[str], console: Console) -> None:

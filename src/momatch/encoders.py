@@ -1,4 +1,4 @@
-"""What a pipeline makes of pictures and captions before its network sees them."""
+"""What is made of pictures and captions before a network sees them: by a pipeline or a text encoder."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from momatch.data.rows import to_unit
 from momatch.errors import UsageError
 from momatch.latents import Autoencoder
 from momatch.prompts import encode_prompts, null_condition
+from momatch.text import WHOLE, SentenceEncoder
 from momatch.training.seeding import generator
 
 
@@ -68,7 +69,7 @@ class Encoders:
             items: the pictures, of `image_size`.
             rows: their places in the whole; a draw depends on the seed and the place alone.
         """
-        levels = torch.from_numpy(np.stack([with_channels(item.pixels, self.channels) for item in items]))
+        levels = _levels(items, self.channels)
         if self._autoencoder is None:
             return {IMAGES: levels}
 
@@ -86,6 +87,44 @@ class Encoders:
     def null_condition(self) -> dict[str, Tensor]:
         """The same when nothing is asked for: (…) each."""
         return null_condition(self._loaded, self.image_size)
+
+
+class SentenceEncoders:
+    """A text encoder alone, for a pixel-space model of one's own: pictures stay pixels, in colour.
+
+    Attributes and methods: as of `Encoders`.
+
+    Raises:
+        UsageError: if no size is given, or the encoder is not installed.
+    """
+
+    channels, has_text = 3, True
+
+    def __init__(self, image_size: int):
+        if not image_size:
+            raise UsageError("with --text-encoder, give the side of the pictures: --image-size 32")
+        self.image_size = image_size
+        self.fingerprint = WHOLE
+        self._encoder = SentenceEncoder(WHOLE)
+
+    def load(self) -> None:
+        """Nothing: it is small, and there already."""
+
+    def pictures(self, items: Sequence[Item], rows: Sequence[int]) -> dict[str, Tensor]:
+        """{"images": (B, 3, H, W) uint8}."""
+        return {IMAGES: _levels(items, self.channels)}
+
+    def prompts(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """encoder_hidden_states (B, 32, 384), encoder_attention_mask (B, 32)."""
+        return self._encoder.encode(captions)
+
+    def null_condition(self) -> dict[str, Tensor]:
+        """The encoding of ""."""
+        return {name: rows[0] for name, rows in self._encoder.encode([""]).items()}
+
+
+def _levels(items: Sequence[Item], channels: int) -> Tensor:
+    return torch.from_numpy(np.stack([with_channels(item.pixels, channels) for item in items]))
 
 
 def _factor(config: dict[str, Any]) -> int:

@@ -72,7 +72,8 @@ def _check_encoders(model: Model, images: ImageSet) -> None:
     if encoders_fingerprint(pipeline) != made_by:
         raise ConfigError(
             f"the data ({images.name}) were prepared with the encoders of "
-            f"{images.origin.get('pipeline')}, the model comes from {pipeline}, whose encoders differ; "
+            f"{images.origin.get('pipeline') or images.origin.get('text_encoder')}, the model comes from "
+            f"{pipeline}, whose encoders differ; "
             f"run momatch prepare with --teacher {pipeline}"
         )
 

@@ -334,8 +334,12 @@ def data_for(model: Model, source: str | None) -> Split:
 
 
 def check_out(path: Path, *suffixes: str) -> None:
-    """Refuse an output that cannot be written, before any work."""
+    """Make the folder of an output, and refuse one that cannot be written, before any work."""
     if path.suffix not in suffixes:
         raise UsageError(f"--out {path} must end in {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"--out {path}: the folder {path.parent} does not exist; make it first")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--out {path}: the folder {path.parent} cannot be made ({error.strerror})"
+        ) from None

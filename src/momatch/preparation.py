@@ -26,7 +26,7 @@ from torch import Tensor
 from momatch.data import prepared
 from momatch.data.items import Collection, Fields, Item, digest
 from momatch.data.sources import open_collection
-from momatch.encoders import Encoders
+from momatch.encoders import Encoders, SentenceEncoders
 from momatch.errors import UsageError
 from momatch.files import fingerprint, write_atomically
 
@@ -41,6 +41,8 @@ class PrepareConfig:
 
     Attributes:
         teacher: folder of the diffusers pipeline whose encoders are used.
+        text_encoder: instead of a pipeline: "minilm-l6" encodes captions by all-MiniLM-L6-v2 (the extra
+            `text`) and leaves pictures as they are, for a pixel teacher of your own.
         image_size: side of the pictures, cut to their central square; 0 takes the pipeline's own.
         batch_size: pictures encoded at a time.
         shard_size: samples in a file; a run that is stopped loses less than one.
@@ -53,7 +55,8 @@ class PrepareConfig:
         seed: of the draws.
     """
 
-    teacher: str
+    teacher: str = ""
+    text_encoder: Literal["", "minilm-l6"] = ""
     image_size: int = 0
     batch_size: int = 16
     shard_size: int = 1024
@@ -100,7 +103,7 @@ def prepare(source: str, config: PrepareConfig, out: str | Path) -> Generator[Do
     """
     _check(source, config)
     pictures = open_collection(source, Fields(config.caption_field, config.label_field))
-    encoders = Encoders(config.teacher, config.image_size, config.posterior, config.seed)
+    encoders = _encoders(config)
     with_captions = _with_captions(source, pictures, encoders, config)
     settings = _settings(source, config, pictures, encoders, with_captions)
     folder = Path(out)
@@ -117,7 +120,7 @@ class _Work:
         self,
         folder: Path,
         source: Collection,
-        encoders: Encoders,
+        encoders: Encoders | SentenceEncoders,
         config: PrepareConfig,
         settings: dict[str, Any],
         with_captions: bool,
@@ -236,11 +239,25 @@ def _check(source: str, config: PrepareConfig) -> None:
             raise UsageError(f"{name} is {getattr(config, name)}; it must be at least 1")
     if config.image_size < 0:
         raise UsageError(f"image_size is {config.image_size}; give the side in pixels, or leave it out")
+    if bool(config.teacher) == bool(config.text_encoder):
+        raise UsageError(
+            "give one of --teacher PIPELINE_FOLDER and --text-encoder minilm-l6: what encodes the captions"
+        )
+    if config.text_encoder and config.captions == "ignore":
+        raise UsageError(f"--text-encoder {config.text_encoder} is for captions; leave --captions ignore out")
     if source in ("digits", "emoji") or prepared.is_prepared(Path(source)):
         raise UsageError(f"{source!r} needs no preparation; use it as data as it is")
 
 
-def _with_captions(source: str, pictures: Collection, encoders: Encoders, config: PrepareConfig) -> bool:
+def _encoders(config: PrepareConfig) -> Encoders | SentenceEncoders:
+    if config.text_encoder:
+        return SentenceEncoders(config.image_size)
+    return Encoders(config.teacher, config.image_size, config.posterior, config.seed)
+
+
+def _with_captions(
+    source: str, pictures: Collection, encoders: Encoders | SentenceEncoders, config: PrepareConfig
+) -> bool:
     if config.captions == "ignore":
         return False
     if pictures.has_captions and not encoders.has_text:
@@ -249,24 +266,30 @@ def _with_captions(source: str, pictures: Collection, encoders: Encoders, config
             "--captions ignore, or another pipeline"
         )
     if encoders.has_text and not pictures.has_captions:
+        asker = f"the pipeline {config.teacher} is asked by prompts"
         raise UsageError(
-            f"the pipeline {config.teacher} is asked by prompts, but {source} has no captions: "
+            f"{asker if config.teacher else '--text-encoder is for captions'}, but {source} has no captions: "
             f"{pictures.caption_help}"
         )
     return pictures.has_captions
 
 
 def _settings(
-    source: str, config: PrepareConfig, pictures: Collection, encoders: Encoders, with_captions: bool
+    source: str,
+    config: PrepareConfig,
+    pictures: Collection,
+    encoders: Encoders | SentenceEncoders,
+    with_captions: bool,
 ) -> dict[str, Any]:
     """All that the contents of the shards depend on."""
     fields = asdict(config)
-    for name in ("teacher", "batch_size", "captions"):
+    for name in ("teacher", "text_encoder", "batch_size", "captions"):
         del fields[name]
+    made_by = {"pipeline": str(Path(config.teacher).resolve())} if config.teacher else {}
     return {
         **fields,
         "source": source,
-        "pipeline": str(Path(config.teacher).resolve()),
+        **(made_by or {"text_encoder": config.text_encoder}),
         "image_size": encoders.image_size,
         "captions": with_captions,
         "encoders": encoders.fingerprint,

