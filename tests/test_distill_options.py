@@ -431,3 +431,11 @@ def test_forward_units_count_rollouts():
         for source in ("data", "rollout")
     }
     assert list(units.values()) == [5, 7, 10, 14]
+
+
+@pytest.mark.parametrize(("clip", "kept"), [("none", None), ("static", 1.0), ("dynamic", None)])
+def test_a_student_is_kept_in_range_where_its_guided_teacher_is(clip, kept, data):
+    teacher = make_teacher()
+    run = distillation(teacher, data, replace(CONFIG, guidance=GuidanceConfig(scale=1.0, clip=clip)))
+    assert run.model.denoiser.clip == kept
+    assert teacher.denoiser.clip is None

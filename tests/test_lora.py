@@ -136,7 +136,9 @@ def test_an_adapter_starts_as_nothing_adds_ba_and_merges(network):
     net, before = teacher.denoiser.network, teacher.fingerprint()
     adapted = AdaptedNetwork(net, 2, 3.0)
     with torch.no_grad():
-        assert torch.equal(adapted(*inputs(network)), net(*inputs(network)))
+        # B is 0. Not bit for bit: where it is added, a convolution may choose other kernels.
+        assert all(not p.any() for name, p in adapted.named_parameters() if "lora_B" in name)
+        torch.testing.assert_close(adapted(*inputs(network)), net(*inputs(network)), atol=2e-6, rtol=0)
         shaken(adapted, 3, 0.2)
         by_hand, merged = dense(adapted, make_teacher(network).denoiser.network), adapted.merged()
         for seed in range(3):

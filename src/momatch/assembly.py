@@ -105,16 +105,16 @@ def teacher_of(config: DistillConfig) -> Model:
 def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:
     """η as the config says, and its network's shape."""
     if not config.adapter.rank:
-        return _learner(teacher, config.student_dropout)
-    denoiser, shape = _learner(teacher, config.student_dropout, shared=True)
+        return _learner(teacher, config, config.student_dropout)
+    denoiser, shape = _learner(teacher, config, config.student_dropout, shared=True)
     return _with_adapter(denoiser, config.adapter, config.train.seed, "student"), shape
 
 
 def _auxiliary(teacher: Model, config: DistillConfig) -> Denoiser:
     """φ; nothing is dropped out in it."""
     if not config.adapter.rank or config.adapter.auxiliary == "full":
-        return _learner(teacher, dropout=0.0)[0]
-    denoiser, _ = _learner(teacher, dropout=0.0, shared=True)
+        return _learner(teacher, config, dropout=0.0)[0]
+    denoiser, _ = _learner(teacher, config, dropout=0.0, shared=True)
     return _with_adapter(denoiser, replace(config.adapter, dropout=0.0), config.train.seed, "auxiliary")
 
 
@@ -127,12 +127,15 @@ def _with_adapter(denoiser: Denoiser, adapter: AdapterConfig, seed: int, role: s
     return denoiser
 
 
-def _learner(teacher: Model, dropout: float, shared: bool = False) -> tuple[Denoiser, registry.NetworkConfig]:
+def _learner(
+    teacher: Model, config: DistillConfig, dropout: float, shared: bool = False
+) -> tuple[Denoiser, registry.NetworkConfig]:
     """A copy of the teacher with its own rate of dropout, and its network's shape.
 
-    Its weights are its own and can learn; if `shared`, they are the teacher's.
+    Unguided, but kept in range where the guided teacher is. Its weights are its own and can learn; if
+    `shared`, they are the teacher's.
     """
-    plain = teacher.denoiser.unwrapped
+    plain = config.guidance.apply(teacher.denoiser).unwrapped
     denoiser = share(plain) if shared else copy.deepcopy(plain).requires_grad_(True)
     assert isinstance(denoiser, Denoiser)
     found = registry.dropout(teacher.network)

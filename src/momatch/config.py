@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from momatch import schedules
-from momatch.denoiser import Clipped, Denoiser, Guided
+from momatch.denoiser import Denoiser, Guided, Thresholded
 from momatch.errors import UsageError
 from momatch.methods import weighting
 from momatch.methods.transition import Posterior, Source
@@ -114,7 +115,8 @@ class GuidanceConfig:
         scale: w in (1 + w) g(z, c) − w g(z, ∅); 0 is no guidance. One less than diffusers' guidance_scale.
         logsnr_min: guidance acts where λ is at least this …
         logsnr_max: … and at most this.
-        clip: keep the teacher's estimate in [−1, 1]: "static" clips, "dynamic" rescales (Imagen).
+        clip: keep the teacher's estimate in [−1, 1]: "static" clips, and so does the student; "dynamic"
+            rescales (Imagen), and the student's outputs are left as they are.
         percentile: of "dynamic".
     """
 
@@ -126,9 +128,12 @@ class GuidanceConfig:
 
     def apply(self, denoiser: Denoiser) -> Denoiser:
         """The guided (and clipped) denoiser; `denoiser` itself if nothing is asked for."""
+        if self.clip == "static":
+            denoiser = copy.copy(denoiser)  # the same weights
+            denoiser.clip = 1.0
         if self.scale:
             denoiser = Guided(denoiser, self.scale, (self.logsnr_min, self.logsnr_max))
-        return denoiser if self.clip == "none" else Clipped(denoiser, self.clip, self.percentile)
+        return Thresholded(denoiser, self.percentile) if self.clip == "dynamic" else denoiser
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ denoiser knows its own null condition, the one that stands for "nothing asked fo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -157,26 +156,22 @@ class Guided(Wrapper):
         return self.in_range(torch.lerp(x_null, x_cond, factor))
 
 
-class Clipped(Wrapper):
-    """Keeps another denoiser's estimates in range: strong guidance drives them out of it.
+class Thresholded(Wrapper):
+    """Dynamic thresholding of another denoiser's estimates, which strong guidance drives out of range.
 
-    Attributes:
-        mode: "static" clips x to [−1, 1]. "dynamic" divides each sample by the given percentile of |x|, where
-            that exceeds 1, after clipping to it: contrast is kept rather than saturated.
-        percentile: of "dynamic".
+    Each sample is clipped to the given percentile of |x| and divided by it, where that exceeds 1: contrast is
+    kept rather than saturated. (Static thresholding is `Denoiser.clip`.)
 
     Source: Saharia et al. 2022 (Imagen), section 2.3.
     """
 
-    def __init__(self, denoiser: Denoiser, mode: Literal["static", "dynamic"], percentile: float = 0.995):
+    def __init__(self, denoiser: Denoiser, percentile: float = 0.995):
         super().__init__(denoiser)
-        self.mode, self.percentile = mode, percentile
+        self.percentile = percentile
 
     def forward(self, z: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
         """The other's estimate, in [−1, 1]."""
         x = self.denoiser(z, logsnr, cond)
-        if self.mode == "static":
-            return x.clamp(-1, 1)
         reach = torch.quantile(x.detach().abs().flatten(1).float(), self.percentile, dim=1).clamp(min=1)
         reach = reach.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
         return torch.minimum(torch.maximum(x, -reach), reach) / reach

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from momatch import schedules
 from momatch.analytic.mixture import GaussianMixture
-from momatch.denoiser import Clipped, Denoiser
+from momatch.config import GuidanceConfig
+from momatch.denoiser import Denoiser, Thresholded
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Batch
 from momatch.methods.denoising import Denoising
@@ -159,9 +160,11 @@ def test_clipping_keeps_the_teacher_in_range():
 
     x = Fixed()(None, None)
     z, logsnr = torch.zeros(2, 100), torch.zeros(2)
-    static = Clipped(Denoiser(Fixed(), "x"), "static")(z, logsnr)
-    torch.testing.assert_close(static, x.clamp(-1, 1))
-    dynamic = Clipped(Denoiser(Fixed(), "x"), "dynamic", 0.9)(z, logsnr)
+    plain = Denoiser(Fixed(), "x")
+    static = GuidanceConfig(clip="static").apply(plain)
+    torch.testing.assert_close(static(z, logsnr), x.clamp(-1, 1))
+    assert static.unwrapped.clip == 1 and plain.clip is None
+    dynamic = Thresholded(plain, 0.9)(z, logsnr)
     torch.testing.assert_close(dynamic[0], x[0])  # in range already: left alone
     reach = float(x[1].abs().quantile(0.9))
     torch.testing.assert_close(dynamic[1], x[1].clamp(-reach, reach) / reach)
