@@ -4,7 +4,7 @@
     momatch distill emoji16-8 --out runs/emoji16-8                      # and 4, 2, 1, instant-8
     momatch distill emoji16-8 --guidance.scale 0 --out runs/emoji16-8-w0
     python benchmarks/emoji.py measure teacher --steps 256 --scale 1    # a line at a time, into results/
-    python benchmarks/emoji.py measure runs/emoji16-8
+    python benchmarks/emoji.py measure runs/emoji16-8 --seed 1              # and 2, 3: other noise
     python benchmarks/emoji.py picture runs/emoji16-8 runs/emoji16-4 runs/emoji16-2 runs/emoji16-1
     python benchmarks/emoji.py time runs/emoji16-8
     python benchmarks/emoji.py table
@@ -180,21 +180,31 @@ def table(report: dict[str, Any]) -> str:
     """The table of docs/numbers.md: real pictures, the teacher, the students."""
     head = "| | steps | w | FD | precision | recall | retrieval, held out | retrieval, training | nearest |"
     names = ("real pictures of these prompts", "teacher")
+    draws: dict[tuple[str, int, float], list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        draws.setdefault((row["name"], row["steps"], row["scale"]), []).append(row)
 
-    def place(row: dict[str, Any]) -> tuple[int, bool, float, int]:
-        known = names.index(row["name"]) if row["name"] in names else len(names)
-        return known, "instant" in row["name"], row["scale"] != 1, -row["steps"]
+    def place(key: tuple[str, int, float]) -> tuple[int, bool, bool, int, float]:
+        name, steps, scale = key
+        known = names.index(name) if name in names else len(names)
+        return known, "instant" in name, scale != 1, -steps, scale
 
-    return "\n".join([head, "|---" * 9 + "|", *map(line, sorted(report["rows"], key=place))])
+    return "\n".join([head, "|---" * 9 + "|", *(line(draws[key]) for key in sorted(draws, key=place))])
 
 
-def line(row: dict[str, Any]) -> str:
-    """A line of the table of docs/numbers.md."""
+def line(draws: list[dict[str, Any]]) -> str:
+    """A line of the table of docs/numbers.md: means over draws, of the distance with lowest and highest."""
+    row = {k: statistics.mean(each[k] for each in draws) for k in draws[0] if k != "name"}
+    row["name"], row["steps"] = draws[0]["name"], draws[0]["steps"]
+    distances = [f"{each['frechet']:.0f}" for each in draws]
+    frechet = f"{row['frechet']:.0f}"
+    if len(draws) > 1:
+        frechet += f" ({min(distances)}–{max(distances)})"
     shares = [f"{row[k]:.2f}" if k in row else "–" for k in ("precision", "recall")]
     shares += [f"{row[f'retrieval_{part}']:.0%}".replace("%", " %") for part in ("held_out", "training")]
     shares.append(f"{row['neighbour_ratio']:.2f}" if "neighbour_ratio" in row else "–")
     steps, scale = (row["steps"], f"{row['scale']:g}") if row["steps"] else ("–", "–")
-    return " | ".join([f"| {row['name']}", str(steps), scale, f"{row['frechet']:.0f}", *shares]) + " |"
+    return " | ".join([f"| {row['name']}", str(steps), scale, frechet, *shares]) + " |"
 
 
 def main() -> None:

@@ -436,6 +436,8 @@ def test_forward_units_count_rollouts():
 @pytest.mark.parametrize(("clip", "kept"), [("none", None), ("static", 1.0), ("dynamic", None)])
 def test_a_student_is_kept_in_range_where_its_guided_teacher_is(clip, kept, data):
     teacher = make_teacher()
-    run = distillation(teacher, data, replace(CONFIG, guidance=GuidanceConfig(scale=1.0, clip=clip)))
+    config = replace(CONFIG, method="alternating", guidance=GuidanceConfig(scale=1.0, clip=clip))
+    run = distillation(teacher, data, config)
     assert run.model.denoiser.clip == kept
+    assert {network.clip for network in run.method.trainable.values()} == {kept}
     assert teacher.denoiser.clip is None

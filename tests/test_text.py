@@ -12,15 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
-from momatch import planning, text
+from momatch import assets, planning, schedules, text
 from momatch.assembly import distillation, teacher_training
 from momatch.cli import main
 from momatch.config import DistillConfig, GuidanceConfig, InstantConfig, MonitorConfig, TeacherConfig
-from momatch.data.emoji import MASK, MAX_TOKENS, TOKEN_DIM, TOKENS, load_emoji
+from momatch.data.emoji import FOLDER, MASK, MAX_TOKENS, TOKEN_DIM, TOKENS, load_emoji
 from momatch.data.images import ImageSet, Split
 from momatch.data.sources import load_data
 from momatch.denoiser import Denoiser, Guided
 from momatch.errors import Notice, UsageError
+from momatch.methods.base import Batch
+from momatch.methods.denoising import Denoising
 from momatch.methods.products import forward_product
 from momatch.model import load_model
 from momatch.networks.configs import UViTConfig
@@ -129,7 +131,7 @@ def test_encoder_says_what_the_package_carries(data):
         assert step < 0.05, name  # half a level of int8
     null = encoder.encode([""])
     assert torch.allclose(null[TOKENS][0], data.train.null_condition[TOKENS], atol=0.05)
-    with pytest.warns(Notice, match="'word .*' is 41 tokens long, and 16 are read"):
+    with pytest.warns(Notice, match="'word .*' is 41 tokens long or more, and 16 are read"):
         assert encoder.encode(["word " * 40])[TOKENS].shape == (1, MAX_TOKENS, TOKEN_DIM)
     assert set(encoder.encode(["", "🎈 café 中文 \ud800 \x00", "  "])) == {TOKENS, MASK}
 
@@ -150,7 +152,7 @@ def captioned(tmp_path):
 
 
 @needs_encoder
-def test_captions_of_ones_own_need_no_pipeline(captioned, tmp_path, capsys):
+def test_captions_of_ones_own_need_no_pipeline(captioned, run_folder, tmp_path, capsys):
     """Pictures with captions → data → teacher → student → prompts, by the sentence encoder alone."""
     data, teacher, student = (str(tmp_path / name) for name in ("data", "teacher", "student"))
     arguments = ["prepare", str(captioned), "--out", data, "--text-encoder", "minilm-l6"]
@@ -158,6 +160,8 @@ def test_captions_of_ones_own_need_no_pipeline(captioned, tmp_path, capsys):
     assert "--image-size 32" in capsys.readouterr().err
     assert main([*arguments, "--image-size", "16"]) == 0
     assert load_data(data).train.origin["text_encoder"] == "minilm-l6"
+    assert main(["distill", "emoji16-2", "--teacher", str(run_folder), "--data", data, "--out", student]) == 2
+    assert "encoded by minilm-l6, the model was trained on those of minilm-l6-128" in capsys.readouterr().err
     short = ["--train.num-steps", "2", "--train.batch-size", "4", "--monitor.every", "0", "--data", data]
     thin = [
         "--network.channels", "8", "--network.width", "16", "--network.depth", "1",
@@ -223,6 +227,35 @@ def test_unknown_encoder_is_refused(run_folder):
     teacher = load_model(run_folder / "teacher")
     with pytest.raises(UsageError, match="its text encoder \\(other\\) is not known here"):
         text.text_encoder_of(replace(teacher, info={"text_encoder": "other"}))
+
+
+@pytest.mark.parametrize("name", ["projection.safetensors", "captions.safetensors", "pictures.npz"])
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_damaged_files_of_the_package_are_one_sentence(name, damage, tmp_path):
+    path = tmp_path / name
+    if damage == "cut":
+        path.write_bytes((FOLDER / name).read_bytes()[:1000])
+    with pytest.raises(UsageError, match=f"{name}, a file of momatch itself, .*; install momatch again"):
+        (assets.arrays if path.suffix == ".npz" else assets.tensors)(path)
+
+
+def test_a_dropped_caption_is_the_null_condition_whole():
+    """Tokens and mask together, of some samples; the others stay as they are."""
+    seen = []
+
+    class Listening(torch.nn.Module):
+        def forward(self, z, logsnr, cond):
+            seen.append(cond)
+            return z
+
+    denoiser = Denoiser(Listening(), "x", NULL)
+    cond = {TOKENS: torch.ones(64, 3, 5), MASK: torch.ones(64, 3, dtype=torch.int64)}
+    batch = Batch(torch.zeros(64, 3, 4, 4), cond, torch.Generator().manual_seed(0))
+    Denoising(denoiser, schedules.cosine(), cond_dropout=0.5).step(0, batch)
+    dropped = (seen[0][TOKENS] == 0).flatten(1).all(1)
+    assert 16 < int(dropped.sum()) < 48
+    torch.testing.assert_close(seen[0][MASK][dropped], NULL[MASK].expand(int(dropped.sum()), 3))
+    assert bool((seen[0][MASK][~dropped] == 1).all() and (seen[0][TOKENS][~dropped] == 1).all())
 
 
 @pytest.mark.slow

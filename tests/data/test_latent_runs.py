@@ -340,7 +340,7 @@ def test_a_teacher_trained_on_latents_decodes_its_looks(pipelines, captioned, tm
     assert decoder_of(model)(model.sample(2, 1)).shape == (2, 3, 16, 16)
     again = ["train-teacher", "digits-teacher", "--data", str(tmp_path / "latents"), "--image-size", "8"]
     assert cli.main([*again, "--out", str(tmp_path / "other")]) == 2
-    assert "was prepared at 16; leave it out" in capsys.readouterr().err
+    assert "was prepared at 16; use 16 or 0" in capsys.readouterr().err
 
 
 def test_rollouts_look_at_no_picture_only_at_labels():

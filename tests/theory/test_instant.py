@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from momatch import schedules
+from momatch.config import GuidanceConfig
 from momatch.denoiser import Denoiser, Guided
 from momatch.errors import UsageError
 from momatch.methods.alternating import Alternating
@@ -248,12 +249,22 @@ def diffusers_unet() -> tuple[nn.Module, Tensor]:
     return Denoiser(randomised(network, 1), "eps", {"label": 3}), images(4, 0, torch.float32).x
 
 
+def clipped() -> tuple[nn.Module, Tensor]:
+    guidance = GuidanceConfig(scale=0.7, clip="static")
+    return guidance.apply(unet(0, torch.float32)), images(4, 0, torch.float32).x
+
+
+def unguarded(denoiser: Denoiser) -> Denoiser:
+    return GuidanceConfig(scale=0.7).apply(unet(0, torch.float32))
+
+
 FAMILIES = {
     "uvit": lambda: vit((8,)),
     "dit": lambda: vit(()),
     "diffusers": diffusers_unet,
     "unet": lambda: (unet(0, torch.float32), images(4, 0, torch.float32).x),
     "guided": lambda: (Guided(unet(0, torch.float32), 0.7), images(4, 0, torch.float32).x),
+    "clipped": clipped,
     "mlp": mlp,
 }
 
@@ -277,6 +288,9 @@ def test_both_products_agree_with_a_difference_in_float64(family):
     torch.testing.assert_close(x_forward, plain, rtol=1e-4, atol=1e-5)
     assert float((x_difference - plain).norm() / plain.norm()) < 1e-3
     assert float((forward - difference).norm() / forward.norm()) < 1e-3
+    if denoiser.clip is not None:  # it holds the output alone: the change is that of what is not clipped
+        assert 0.05 < float((plain.abs() == denoiser.clip).float().mean()) < 0.95
+        denoiser = unguarded(denoiser)
 
     exact = copy.deepcopy(denoiser).double()
     h, shifted = 1e-6, []

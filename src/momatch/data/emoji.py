@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
+from momatch import assets
 from momatch.data.images import ImageSet, Split, random_split
 from momatch.data.pictures import DataError
 from momatch.data.rows import Pixels
@@ -42,7 +42,7 @@ def load_emoji(image_size: int = 0) -> Split:
     images = torch.from_numpy(levels).permute(0, 3, 1, 2)
     if size == 16:
         images = torch.nn.functional.avg_pool2d(images.float(), 2).round().byte()
-    packed = load_file(FOLDER / "captions.safetensors")
+    packed = assets.tensors(FOLDER / "captions.safetensors")
     scale = float(packed["scale"])
 
     def rows(name: str) -> dict[str, Wordings]:
@@ -68,8 +68,8 @@ def load_emoji(image_size: int = 0) -> Split:
 
 def pictures() -> tuple[np.ndarray, list[str], list[str]]:
     """Pixels (N, 32, 32, 3) uint8, names and subcategories."""
-    with np.load(FOLDER / "pictures.npz", allow_pickle=False) as arrays:
-        return arrays["images"], arrays["names"].tolist(), arrays["subcategories"].tolist()
+    arrays = assets.arrays(FOLDER / "pictures.npz")
+    return arrays["images"], arrays["names"].tolist(), arrays["subcategories"].tolist()
 
 
 def wordings(name: str, subcategory: str) -> list[str]:

@@ -92,7 +92,7 @@ def _prepared(path: Path, image_size: int) -> ImageSet:
     images = load_prepared(path)
     made = images.origin.get("image_size")
     if image_size and made != image_size:
-        raise DataError(f"image_size is {image_size}, but {path} was prepared at {made}; leave it out")
+        raise DataError(f"image_size is {image_size}, but {path} was prepared at {made}; use {made} or 0")
     return images
 
 

@@ -2,7 +2,8 @@
 
 `forward_product` is forward-mode differentiation, exact. `difference_product` is a central difference along
 ν, for networks that forward mode cannot pass: two plain calls, and an error of about 1e-4 in float32. Both
-return the output beside its change.
+return the output beside its change. A clip (`Denoiser.clip`) holds the output, not the change. Dynamic
+thresholding is another matter: its threshold stands still for the one and moves for the other.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from momatch.denoiser import Cond
+from momatch.denoiser import Cond, Denoiser
 from momatch.errors import UsageError
 
 ProductMode = Literal["auto", "forward", "difference"]
@@ -52,18 +53,21 @@ def difference_product(
     denoiser: nn.Module, direction: Mapping[str, Tensor], z: Tensor, logsnr: Tensor, cond: Cond | None
 ) -> tuple[Tensor, Tensor]:
     """The same by (g_{θ+hν} − g_{θ−hν}) / 2h with h = `RELATIVE_STEP` ‖θ‖/‖ν‖; g_θ is the mean of both."""
+    clip = denoiser.clip if isinstance(denoiser, Denoiser) else None
     parameters = {k: v.detach() for k, v in denoiser.named_parameters() if k in direction}
     size = norm(direction)
     h = RELATIVE_STEP * norm(parameters) / size if size > 0 else 1.0
-    ahead, behind = (
-        functional_call(
-            denoiser,
-            {k: torch.add(v, direction[k], alpha=sign * h) for k, v in parameters.items()},
-            (z, logsnr, cond),
+    with _unclipped(denoiser):
+        ahead, behind = (
+            functional_call(
+                denoiser,
+                {k: torch.add(v, direction[k], alpha=sign * h) for k, v in parameters.items()},
+                (z, logsnr, cond),
+            )
+            for sign in (1, -1)
         )
-        for sign in (1, -1)
-    )
-    return (ahead + behind) / 2, (ahead - behind) / (2 * h)
+    output = (ahead + behind) / 2
+    return output if clip is None else output.clamp(-clip, clip), (ahead - behind) / (2 * h)
 
 
 def choose_product(
@@ -117,6 +121,19 @@ def forward_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _unclipped(denoiser: nn.Module) -> Iterator[None]:
+    """Inside, estimates are not clipped."""
+    clips = {m: m.clip for m in denoiser.modules() if isinstance(m, Denoiser)}
+    try:
+        for module in clips:
+            module.clip = None
+        yield
+    finally:
+        for module, clip in clips.items():
+            module.clip = clip
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
