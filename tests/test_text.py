@@ -175,6 +175,21 @@ def test_captions_of_ones_own_need_no_pipeline(captioned, run_folder, tmp_path, 
         assert arrays["images"].shape == (2, 16, 16, 3)
 
 
+@needs_encoder
+@pytest.mark.parametrize(("prepared", "recipe"), [(False, "emoji16-teacher"), (True, "digits-teacher")])
+def test_captions_that_are_not_read_are_noticed(prepared, recipe, captioned, tmp_path, capsys):
+    data = captioned
+    if prepared:
+        data = tmp_path / "data"
+        encode = ["prepare", str(captioned), "--out", str(data), "--text-encoder", "minilm-l6"]
+        assert main([*encode, "--image-size", "16"]) == 0
+    size = ["--image-size", "16", "--train.num-steps", "1", "--train.batch-size", "2", "--monitor.every", "0"]
+    assert main(["train-teacher", recipe, "--data", str(data), "--out", str(tmp_path / "run"), *size]) == 0
+    found = capsys.readouterr()
+    assert f"momatch: the captions of {data} are not used; " in found.err
+    assert "Next: momatch distill digits-8" in found.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -208,6 +223,7 @@ def test_prompts_become_columns_of_a_grid(run_folder, tmp_path):
         (["digits", "--prompt", "red heart"], "this model takes no text; ask it by --labels"),
         (["digits", "--guidance", "nan"], "guidance.scale"),
         (["TEXT", "--guidance", "2"], "--guidance 2.0 needs something to guide to; give --prompt"),
+        (["TEXT", "--prompt", "a", "--prompt", "b", "--num", "1"], "--num 1 is for all prompts together"),
         (["TEXT", "--prompt", "a", "--labels", "1"], "--labels 1 beside --prompt 'a': ask by one of them"),
     ],
 )  # fmt: skip

@@ -6,6 +6,7 @@ Each parses its arguments, calls the library and prints the outcome, as do those
 from __future__ import annotations
 
 import shlex
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,12 @@ from momatch.arguments import base_config, parse
 from momatch.assembly import distillation, teacher_of, teacher_training
 from momatch.assessment import Candidate
 from momatch.config import DistillConfig, RunConfig, TeacherConfig
+from momatch.data.images import ImageSet
 from momatch.data.sources import load_data
-from momatch.errors import UsageError
+from momatch.errors import Notice, UsageError
 from momatch.inspection import evaluate, guidance, measure, report, sample
 from momatch.model import Model
+from momatch.networks.configs import UViTConfig
 from momatch.preparation import PrepareConfig
 from momatch.preparation import prepare as encode
 from momatch.progress import Interrupted, follow, follow_preparation
@@ -127,9 +130,10 @@ def train_teacher(arguments: list[str], console: Console) -> None:
     parsed = parse(TeacherArguments, rest, "train-teacher RECIPE", TeacherArguments(tyro.MISSING, base))
     validation.check(parsed.config)
     data = load_data(parsed.config.data, parsed.config.image_size)
+    notice_unread_captions(parsed.config, data.train)
     finish(teacher_training(data, parsed.config, parsed.out), "training", console)
     out = shlex.quote(str(parsed.out))
-    name = "emoji16-8" if data.train.conditions else "digits-8"
+    name = "emoji16-8" if load_any(parsed.out).cond_shapes else "digits-8"
     size = f" --image-size {parsed.config.image_size}"
     if parsed.config.image_size == recipe(name).image_size:
         size = ""
@@ -138,6 +142,19 @@ def train_teacher(arguments: list[str], console: Console) -> None:
         f"--data {shlex.quote(parsed.config.data)}{size} --out STUDENT",
         soft_wrap=True,
     )
+
+
+def notice_unread_captions(config: TeacherConfig, images: ImageSet) -> None:
+    """Say so where pictures have captions that the teacher will not read."""
+    if images.captions is None:
+        return
+    if not images.conditions:
+        remedy = "to train on them, encode them first: momatch prepare --text-encoder minilm-l6"
+    elif not isinstance(config.network, UViTConfig):
+        remedy = "of momatch's own networks only the U-ViT reads text, as in the recipe emoji16-teacher"
+    else:
+        return
+    warnings.warn(f"the captions of {config.data} are not used; {remedy}", Notice, stacklevel=2)
 
 
 @dataclass(frozen=True)
@@ -163,10 +180,11 @@ def distill(arguments: list[str], console: Console) -> None:
     teacher, data = teacher_of(config), load_data(config.data, config.image_size)
     finish(distillation(teacher, data, config, parsed.out), "distilling", console)
     out = shlex.quote(str(parsed.out))
-    console.print(
-        f"Student: {parsed.out / 'student'}\nNext: momatch evaluate {out} && momatch report {out}",
-        soft_wrap=True,
-    )
+    following = f"momatch evaluate {out} && momatch report {out}"
+    if data.train.captions is not None and data.train.conditions:
+        caption = shlex.quote(data.train.captions[0])
+        following = f"momatch sample {out} --prompt {caption} && momatch evaluate {out} --num 1000"
+    console.print(f"Student: {parsed.out / 'student'}\nNext: {following}", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -221,6 +239,10 @@ def recipes(arguments: list[str], console: Console) -> None:
         kind = "train-teacher" if isinstance(make(), TeacherConfig) else "distill"
         maker = make.func if isinstance(make, partial) else make
         summary = (maker.__doc__ or "").strip().partition("\n")[0]
+        if isinstance(make, partial) and kind == "distill":
+            config = make()
+            assert isinstance(config, DistillConfig)
+            summary = f"{config.steps} {'step' if config.steps == 1 else 'steps'}, {config.method}: {summary}"
         console.print(f"  {name:<33}{kind:<15}{summary}", soft_wrap=True)
 
 

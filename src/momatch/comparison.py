@@ -22,7 +22,7 @@ from momatch import validation
 from momatch.config import GuidanceConfig
 from momatch.denoiser import Cond
 from momatch.errors import RunError, UsageError
-from momatch.inspection import grid_columns, teacher_of_student
+from momatch.inspection import distilled_guidance, grid_columns, teacher_of_student, with_nulls_of
 from momatch.latents import decoder_of, to_pictures
 from momatch.model import Model
 from momatch.reports.plots import image_grid
@@ -146,8 +146,7 @@ class Choice:
             UsageError: if the teacher is gone, or another one is in its place.
         """
         teacher = self.teacher()
-        config = GuidanceConfig(**self.model.info.get("config", {}).get("guidance", {}))
-        return self._draw(teacher, config, asked, teacher.steps)
+        return self._draw(teacher, distilled_guidance(self.model), asked, teacher.steps)
 
     def teacher(self) -> Model:
         """The teacher that the model was distilled from, loaded the first time.
@@ -165,10 +164,7 @@ class Choice:
                     f"{self.model.info['teacher']} is not the teacher that {self.name} was distilled from; "
                     "put that one back there, or leave the teacher out"
                 )
-            # What stands for "nothing asked for" may have come from the data; the student kept it.
-            nulls, kept = found.denoiser.null_values, self.model.denoiser.null_values
-            nulls.update({name: null for name, null in kept.items() if name not in nulls})
-            self._teacher = _placed(found)
+            self._teacher = _placed(with_nulls_of(found, self.model))
         return self._teacher
 
     def cond(self, asked: Request) -> Cond | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ from momatch.latents import decoder_of, to_pictures
 from momatch.model import Model
 from momatch.teachers.load import load_any, load_teacher
 
+LEGIBLE = 64  # pixels to a side that a picture of a grid should have
+
 
 @dataclass(frozen=True)
 class SampleArguments:
@@ -45,7 +48,7 @@ class SampleArguments:
     Attributes:
         run: folder of a run or of a model, or "digits" for the built-in teacher.
         steps: network calls a sample; what the model was made for, if left out.
-        num: how many; 64, or 8 for each prompt, if left out.
+        num: how many, of all prompts together; 64, or 8 for each prompt, if left out.
         labels: classes to ask for, such as 0,1,2, taken in turn; all in turn if left out.
         prompt: a text to ask for, of a model that takes text; may be given more than once, each becomes a
             column of the grid.
@@ -53,7 +56,8 @@ class SampleArguments:
             student has its own distilled in.
         seed: of the noise.
         eta: stochasticity: 1 is ancestral, 0 is DDIM.
-        out: a .png for a grid, or an .npz with images (uint8), and labels or prompts.
+        out: a .png for a grid, in which small pictures are enlarged; or an .npz with images (uint8), and
+            labels or prompts.
     """
 
     run: RunName
@@ -76,6 +80,8 @@ def sample(arguments: list[str], console: Console) -> None:
     model = load_any(parsed.run)
     prompts, num = parsed.prompt, parsed.num
     num = (8 * len(prompts) or 64) if num is None else num
+    if 0 < num < len(prompts):
+        raise UsageError(f"--num {num} is for all prompts together, and there are {len(prompts)}")
     steps = model.steps if parsed.steps is None else parsed.steps
     if prompts:
         cond = prompt_cond(prompts, parsed.labels, max(num, 0), model)
@@ -93,9 +99,15 @@ def sample(arguments: list[str], console: Console) -> None:
     else:
         from momatch.reports.plots import image_grid, save_png
 
-        save_png(image_grid(to_pictures(images), len(prompts) or grid_columns(num)), parsed.out)
-    counted = "1 step" if steps == 1 else f"{steps} steps"
-    console.print(f"{num} samples in {counted} each: {parsed.out}", soft_wrap=True)
+        pictures = to_pictures(images)
+        factor = max(1, LEGIBLE // pictures.shape[-1])
+        grid = image_grid(pictures, len(prompts) or grid_columns(num))
+        save_png(grid.repeat(factor, 0).repeat(factor, 1), parsed.out)
+    how = "1 step" if steps == 1 else f"{steps} steps"
+    how += f", guided with w = {parsed.guidance:g}" if parsed.guidance else ""
+    console.print(f"{num} samples in {how}: {parsed.out}", soft_wrap=True)
+    if model.cond_shapes and not prompts:
+        console.print("Nothing was asked for; ask by --prompt", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -150,7 +162,13 @@ def evaluate(arguments: list[str], console: Console) -> None:
                 "put that one back there, or leave out --teacher-steps"
             )
         check_fit(teacher, data.heldout)
-        candidates.insert(0, Candidate("teacher", teacher, counts))
+        asked = distilled_guidance(model)
+        teacher = with_nulls_of(teacher, model)
+        candidates.insert(
+            0, Candidate("teacher", replace(teacher, denoiser=asked.apply(teacher.denoiser)), counts)
+        )
+        if asked.scale:
+            console.print(f"teacher: guided with w = {asked.scale:g}, as it was distilled", soft_wrap=True)
     for candidate in candidates:
         cond = fixed_cond(candidate.model, data.heldout, parsed.num)
         for k in candidate.steps:
@@ -257,6 +275,18 @@ def teacher_of_student(student: Model) -> Model:
         null_label if null_label >= 0 else None,
         int(config.get("teacher_size", 0)) or None,
     )
+
+
+def distilled_guidance(student: Model) -> GuidanceConfig:
+    """How its teacher was guided while it was distilled."""
+    return GuidanceConfig(**student.info.get("config", {}).get("guidance", {}))
+
+
+def with_nulls_of(teacher: Model, student: Model) -> Model:
+    """The teacher; its null condition may have come from the data, in which case the student has kept it."""
+    denoiser = copy.copy(teacher.denoiser)  # the same weights
+    denoiser.null_values = {**student.denoiser.null_values, **denoiser.null_values}
+    return replace(teacher, denoiser=denoiser)
 
 
 def measure(

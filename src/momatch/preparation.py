@@ -41,8 +41,6 @@ class PrepareConfig:
 
     Attributes:
         teacher: folder of the diffusers pipeline whose encoders are used.
-        text_encoder: instead of a pipeline: "minilm-l6" encodes captions by all-MiniLM-L6-v2 (the extra
-            `text`) and leaves pictures as they are, for a pixel teacher of your own.
         image_size: side of the pictures, cut to their central square; 0 takes the pipeline's own.
         batch_size: pictures encoded at a time.
         shard_size: samples in a file; a run that is stopped loses less than one.
@@ -53,10 +51,11 @@ class PrepareConfig:
         caption_field: which field or column is the caption, if it has no usual name.
         label_field: which is the label.
         seed: of the draws.
+        text_encoder: instead of a pipeline: "minilm-l6" encodes captions by all-MiniLM-L6-v2 (the extra
+            `text`) and leaves pictures as they are, for a pixel teacher of your own.
     """
 
     teacher: str = ""
-    text_encoder: Literal["", "minilm-l6"] = ""
     image_size: int = 0
     batch_size: int = 16
     shard_size: int = 1024
@@ -66,6 +65,7 @@ class PrepareConfig:
     caption_field: str = ""
     label_field: str = ""
     seed: int = 0
+    text_encoder: Literal["", "minilm-l6"] = ""
 
 
 @dataclass(frozen=True)

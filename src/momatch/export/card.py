@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from momatch import __version__
+from momatch.data.emoji import TEXT_ENCODER
 from momatch.evaluation.sweep import Row
 from momatch.model import Model
 from momatch.networks.configs import DiffusersConfig
+from momatch.text import WHOLE
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 CALLS = {  # what a pipeline is called with beside the number of steps; guidance is in the student already
@@ -105,6 +107,7 @@ def _text(model: Model) -> dict[str, Any] | None:
         "width": width,
         "masked": MASK in model.cond_shapes,
         "encoder": _short(str(model.info.get("text_encoder") or model.info.get("pipeline") or "")),
+        "ours": model.info.get("text_encoder") in (TEXT_ENCODER, WHOLE),
         "null": TOKENS in model.denoiser.null_values,
     }
 

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from momatch.denoiser import Cond, Denoiser
 from momatch.errors import UsageError
 from momatch.files import write_atomically
-from momatch.model import Model
+from momatch.model import NULL_CONDITION, Model
 from momatch.sampling import step_coefficients, time_grid
 
 EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 8  # of the inputs that the network is traced with; both stay open
@@ -39,7 +40,7 @@ EXPORTER_WARNINGS: list[tuple[str, type[Warning]]] = [
 
 
 def export_onnx(model: Model, directory: Path) -> None:
-    """Write model.onnx and sampler.json into `directory`.
+    """Write model.onnx and sampler.json into `directory`; null-condition.safetensors for embedded prompts.
 
     Raises:
         UsageError: if a package is missing.
@@ -66,6 +67,9 @@ def export_onnx(model: Model, directory: Path) -> None:
             verbose=False,
         )
     write_atomically(directory / "model.onnx", lambda path: program.save(str(path)))
+    nulls = {k: v.contiguous() for k, v in model.denoiser.null_values.items() if isinstance(v, Tensor)}
+    if nulls:
+        write_atomically(directory / NULL_CONDITION, lambda path: save_file(nulls, str(path)))
     contents = json.dumps(sampler(model), indent=1) + "\n"
     write_atomically(directory / "sampler.json", lambda path: path.write_text(contents))
 
@@ -115,6 +119,7 @@ def sampler(model: Model) -> dict[str, Any]:
         "num_classes": model.num_classes,
         "conditions": {name: list(shape) for name, shape in model.cond_shapes.items()},
         "null_values": nulls,
+        "text_encoder": model.info.get("text_encoder") or model.info.get("pipeline"),
         "logsnr": logsnr[:-1].tolist(),
         "time": model.denoiser.time.to_time(logsnr[:-1]).tolist(),
         "between": steps,
