@@ -4,6 +4,7 @@
     momatch distill emoji16-8 --out runs/emoji16-8                      # and 4, 2, 1, instant-8
     momatch distill emoji16-8 --guidance.scale 0 --out runs/emoji16-8-w0
     python benchmarks/emoji.py measure teacher --steps 256 --scale 1    # a line at a time, into results/
+    python benchmarks/emoji.py measure teacher --steps 8 --scale 1 --shift 4
     python benchmarks/emoji.py measure runs/emoji16-8 --seed 1              # and 2, 3: other noise
     python benchmarks/emoji.py picture runs/emoji16-8 runs/emoji16-4 runs/emoji16-2 runs/emoji16-1
     python benchmarks/emoji.py time runs/emoji16-8
@@ -42,6 +43,7 @@ from momatch.evaluation.retrieval import CaptionRetrieval
 from momatch.evaluation.statistics import FeatureStatistics
 from momatch.model import Model
 from momatch.reports.plots import image_grid, save_png
+from momatch.schedules import cosine
 from momatch.teachers.load import load_any
 from momatch.text import text_encoder_of
 
@@ -54,19 +56,20 @@ PROMPTS = (  # the first half are captions or nearly so, the others were never i
 )  # fmt: skip
 
 
-def model_of(name: str, scale: float) -> Model:
-    """A student's folder, or "teacher" under guidance."""
+def model_of(name: str, scale: float, shift: float = 0.0) -> Model:
+    """A student's folder, or "teacher" under guidance, on its own schedule or a shifted one."""
     if name != "teacher":
         return load_any(name)
     teacher = load_any(TEACHER)
-    return replace(teacher, denoiser=GuidanceConfig(scale=scale, clip=CLIP).apply(teacher.denoiser))
+    denoiser = GuidanceConfig(scale=scale, clip=CLIP).apply(teacher.denoiser)
+    return replace(teacher, denoiser=denoiser, schedule=cosine(shift))
 
 
-def measure(name: str, steps: int, scale: float, seed: int) -> None:
+def measure(name: str, steps: int, scale: float, seed: int, shift: float) -> None:
     """One line of the table, appended to the day's file."""
     data = load_emoji(16)
     chosen = data.train.subset(spread(len(data.train), TRAINING_PROMPTS), "prompts")
-    model = model_of(name, scale)
+    model = model_of(name, scale, shift)
     steps = steps or model.steps
     start = time.process_time()
     asked = [{k: v[:] for k, v in part.conditions.items()} for part in (chosen, data.heldout)]
@@ -81,7 +84,7 @@ def measure(name: str, steps: int, scale: float, seed: int) -> None:
     unseen = nearest_distances(held.images, data.train.images[:])
     known = samples[:TRAINING_PROMPTS]
     row = {
-        "name": Path(name).name,
+        "name": f"teacher, shift {shift:g}" if shift else Path(name).name,
         "steps": steps,
         "scale": scale if name == "teacher" else model.info["config"]["guidance"]["scale"],
         "seed": seed,
@@ -179,7 +182,7 @@ def times(student: str, scale: float) -> None:
 def table(report: dict[str, Any]) -> str:
     """The table of docs/numbers.md: real pictures, the teacher, the students."""
     head = "| | steps | w | FD | precision | recall | retrieval, held out | retrieval, training | nearest |"
-    names = ("real pictures of these prompts", "teacher")
+    names = ("real pictures of these prompts", "teacher", "teacher, shift 4")
     draws: dict[tuple[str, int, float], list[dict[str, Any]]] = {}
     for row in report["rows"]:
         draws.setdefault((row["name"], row["steps"], row["scale"]), []).append(row)
@@ -214,11 +217,12 @@ def main() -> None:
     parser.add_argument("models", nargs="*")
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--shift", type=float, default=0.0, help="of the teacher's schedule, in logSNR")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     if asked.what == "measure":
         for name in asked.models:
-            measure(name, asked.steps, asked.scale, asked.seed)
+            measure(name, asked.steps, asked.scale, asked.seed, asked.shift)
     elif asked.what == "picture":
         picture(asked.models, asked.scale)
     elif asked.what == "time":
