@@ -196,7 +196,7 @@ def imagenet(resolution: int, method: Literal["alternating", "instant"], steps: 
 
 
 def text_to_image_512_teacher() -> TeacherConfig:
-    """Text to image at 512×512 in pixels: a U-ViT of 0.9 B parameters; its shape and rate are our choice.
+    """Text to image at 512×512 in pixels: a U-ViT of 0.84 B parameters; its shape and rate are our choice.
 
     Data: `momatch prepare PICTURES --image-size 512 --teacher PIPELINE`, of a pixel-space pipeline with a
     text encoder; the width of its tokens is taken from there (4,096 of a T5-XXL is assumed in a plan).
