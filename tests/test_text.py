@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from momatch import assets, planning, schedules, text
+from momatch import files, planning, schedules, text
 from momatch.assembly import distillation, teacher_training
 from momatch.cli import main
 from momatch.config import DistillConfig, GuidanceConfig, InstantConfig, MonitorConfig, TeacherConfig
@@ -252,7 +252,7 @@ def test_damaged_files_of_the_package_are_one_sentence(name, damage, tmp_path):
     if damage == "cut":
         path.write_bytes((FOLDER / name).read_bytes()[:1000])
     with pytest.raises(UsageError, match=f"{name}, a file of momatch itself, .*; install momatch again"):
-        (assets.arrays if path.suffix == ".npz" else assets.tensors)(path)
+        (files.shipped_arrays if path.suffix == ".npz" else files.shipped_tensors)(path)
 
 
 def test_a_dropped_caption_is_the_null_condition_whole():

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
+
+from momatch.errors import UsageError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -66,3 +71,32 @@ def fingerprint(tensors: Mapping[str, Tensor | Chunked]) -> str:
         for part in [tensor] if isinstance(tensor, Tensor) else tensor.chunks():
             digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def shipped_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that ships with the package.
+
+    Raises:
+        UsageError: if it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _unusable(path, error) from None
+
+
+def shipped_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of an .npz that ships with the package.
+
+    Raises:
+        UsageError: if it is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise _unusable(path, error) from None
+
+
+def _unusable(path: Path, error: Exception) -> UsageError:
+    return UsageError(f"{path}, a file of momatch itself, cannot be read ({error}); install momatch again")

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from momatch import assets, pipelines
+from momatch import files, pipelines
 from momatch.data.emoji import FOLDER, MASK, MAX_TOKENS, TEXT_ENCODER, TOKENS
 from momatch.errors import Notice, UsageError
 from momatch.model import Model
@@ -80,7 +80,7 @@ class SentenceEncoder:
         """
         tokens, mask = self.tokens(prompts)
         if self._reduced:
-            projection = assets.tensors(PROJECTION)
+            projection = files.shipped_tensors(PROJECTION)
             tokens = (tokens - projection["mean"]) @ projection["basis"]
         counts = mask.sum(1)
         longest = int(counts.argmax())

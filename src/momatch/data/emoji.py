@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from momatch import assets
+from momatch import files
 from momatch.data.images import ImageSet, Split, random_split
 from momatch.data.pictures import DataError
 from momatch.data.rows import Pixels
@@ -42,7 +42,7 @@ def load_emoji(image_size: int = 0) -> Split:
     images = torch.from_numpy(levels).permute(0, 3, 1, 2)
     if size == 16:
         images = torch.nn.functional.avg_pool2d(images.float(), 2).round().byte()
-    packed = assets.tensors(FOLDER / "captions.safetensors")
+    packed = files.shipped_tensors(FOLDER / "captions.safetensors")
     scale = float(packed["scale"])
 
     def rows(name: str) -> dict[str, Wordings]:
@@ -68,7 +68,7 @@ def load_emoji(image_size: int = 0) -> Split:
 
 def pictures() -> tuple[np.ndarray, list[str], list[str]]:
     """Pixels (N, 32, 32, 3) uint8, names and subcategories."""
-    arrays = assets.arrays(FOLDER / "pictures.npz")
+    arrays = files.shipped_arrays(FOLDER / "pictures.npz")
     return arrays["images"], arrays["names"].tolist(), arrays["subcategories"].tolist()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from momatch import assets
+from momatch import files
 from momatch.data.images import ImageSet
 from momatch.evaluation import efficientnet
 from momatch.evaluation.efficientnet import EfficientNetFeatures
@@ -26,7 +26,7 @@ DIGITS_CLASSIFIER_WIDTH = 16
 def digits_classifier() -> ClassifierFeatures:
     """The classifier that ships with the package, trained on the training digits only."""
     network = ClassifierNetwork(image_channels=1, num_classes=10, width=DIGITS_CLASSIFIER_WIDTH)
-    network.load_state_dict(assets.tensors(DIGITS_CLASSIFIER))
+    network.load_state_dict(files.shipped_tensors(DIGITS_CLASSIFIER))
     return ClassifierFeatures(network.eval(), "digits-classifier")
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from momatch import assets
+from momatch import files
 from momatch.data.emoji import FOLDER, MASK, TOKENS
 from momatch.data.rows import Rows
 from momatch.networks.matcher import Matcher
@@ -53,5 +53,5 @@ def load_matcher(weights: Path = WEIGHTS) -> Matcher:
     """The network that ships with the package."""
     with torch.random.fork_rng(devices=[]):
         matcher = Matcher()
-    matcher.load_state_dict(assets.tensors(weights))
+    matcher.load_state_dict(files.shipped_tensors(weights))
     return matcher.eval()
