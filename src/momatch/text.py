@@ -142,11 +142,10 @@ def _fit(rows: Tensor, length: int) -> Tensor:
 def _minilm() -> tuple[Any, Any]:
     """Tokenizer and network, from the package that carries them."""
     try:
-        from transformers import AutoModel, AutoTokenizer
-
         found = importlib.util.find_spec(PACKAGE)
         if found is None or found.origin is None:
             raise ImportError
+        from transformers import AutoModel, AutoTokenizer
     except ImportError:
         raise UsageError(
             "prompts need the sentence encoder, which is not installed; pip install 'momatch[text]'"
