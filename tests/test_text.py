@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from momatch import files, planning, schedules, text
+from momatch import files, inspection, planning, schedules, text
 from momatch.assembly import distillation, teacher_training
 from momatch.cli import main
 from momatch.config import DistillConfig, GuidanceConfig, InstantConfig, MonitorConfig, TeacherConfig
@@ -120,6 +120,19 @@ def test_guided_teacher_is_distilled(run_folder, data, method):
     assert student.info["text_encoder"] == "minilm-l6-128"
 
 
+def test_the_teacher_is_measured_guided_as_it_was_distilled(run_folder, tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(inspection, "measure", lambda folder, candidates, *rest: seen.extend(candidates))
+    short = ["--train.num-steps", "1", "--train.batch-size", "2", "--monitor.every", "0"]
+    arguments = ["distill", "emoji16-2", "--teacher", str(run_folder), "--guidance.scale", "2", *short]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    assert main(["evaluate", str(tmp_path), "--teacher-steps", "3", "--num", "100"]) == 0
+    assert "teacher: guided with w = 2, as it was distilled" in capsys.readouterr().out
+    teacher, student = (each.model.denoiser for each in seen)
+    assert isinstance(teacher, Guided) and (teacher.scale, teacher.clip) == (2, 1)
+    assert not isinstance(student, Guided) and student.clip == 1
+
+
 @needs_encoder
 def test_encoder_says_what_the_package_carries(data):
     encoder = text.SentenceEncoder()
@@ -131,7 +144,7 @@ def test_encoder_says_what_the_package_carries(data):
         assert step < 0.05, name  # half a level of int8
     null = encoder.encode([""])
     assert torch.allclose(null[TOKENS][0], data.train.null_condition[TOKENS], atol=0.05)
-    with pytest.warns(Notice, match="'word .*' is 41 tokens long or more, and 16 are read"):
+    with pytest.warns(Notice, match="'word .*' is longer than the 16 tokens that are read"):
         assert encoder.encode(["word " * 40])[TOKENS].shape == (1, MAX_TOKENS, TOKEN_DIM)
     assert set(encoder.encode(["", "🎈 café 中文 \ud800 \x00", "  "])) == {TOKENS, MASK}
 
@@ -163,11 +176,14 @@ def test_captions_of_ones_own_need_no_pipeline(captioned, run_folder, tmp_path, 
     assert main(["distill", "emoji16-2", "--teacher", str(run_folder), "--data", data, "--out", student]) == 2
     assert "encoded by minilm-l6, the model was trained on those of minilm-l6-128" in capsys.readouterr().err
     short = ["--train.num-steps", "2", "--train.batch-size", "4", "--monitor.every", "0", "--data", data]
+    short += ["--image-size", "0"]
     thin = [
         "--network.channels", "8", "--network.width", "16", "--network.depth", "1",
         "--network.embedding-dim", "16",
     ]  # fmt: skip
     assert main(["train-teacher", "emoji16-teacher", "--out", teacher, *short, *thin]) == 0
+    following = f"momatch distill emoji16-8 --teacher {teacher} --data {data} --image-size 0 --out STUDENT"
+    assert following in capsys.readouterr().out
     assert main(["distill", "emoji16-2", "--teacher", teacher, "--out", student, *short]) == 0
     out = tmp_path / "new" / "a.npz"
     assert main(["sample", student, "--prompt", "red number 3", "--num", "2", "--out", str(out)]) == 0
@@ -212,9 +228,9 @@ def test_prompts_become_columns_of_a_grid(run_folder, tmp_path):
     with np.load(out) as arrays:
         assert arrays["images"].shape == (4, 16, 16, 3)
         assert arrays["prompts"].tolist() == ["red heart", "smiling cat"] * 2
-    grid = tmp_path / "a.png"
+    grid = tmp_path / "a.png"  # of pictures of 16×16, four times enlarged
     assert main(["sample", str(run_folder), *arguments, str(grid), "--guidance", "1"]) == 0
-    assert grid.stat().st_size > 100
+    assert Image.open(grid).size[0] > 2 * 64
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def distillation(
     """
     validation.check(config)
     fit.check_fit(teacher, data.train)
-    teacher = fit.with_null_condition(teacher, data.train)
+    teacher = fit.with_null_condition(teacher, data.train.null_condition)
     if config.guidance.scale:
         fit.check_null_condition(teacher, data.train, config.guidance.scale)
     path = _path(directory)

@@ -131,12 +131,12 @@ def train_teacher(arguments: list[str], console: Console) -> None:
     validation.check(parsed.config)
     data = load_data(parsed.config.data, parsed.config.image_size)
     notice_unread_captions(parsed.config, data.train)
-    finish(teacher_training(data, parsed.config, parsed.out), "training", console)
+    run = teacher_training(data, parsed.config, parsed.out)
+    finish(run, "training", console)
     out = shlex.quote(str(parsed.out))
-    name = "emoji16-8" if load_any(parsed.out).cond_shapes else "digits-8"
-    size = f" --image-size {parsed.config.image_size}"
-    if parsed.config.image_size == recipe(name).image_size:
-        size = ""
+    name = "emoji16-8" if run.model.cond_shapes else "digits-8"
+    given = parsed.config.image_size
+    size = "" if given == recipe(name).image_size else f" --image-size {given}"
     console.print(
         f"Teacher: {parsed.out / 'teacher'}\nNext: momatch distill {name} --teacher {out} "
         f"--data {shlex.quote(parsed.config.data)}{size} --out STUDENT",

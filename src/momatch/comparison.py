@@ -22,7 +22,8 @@ from momatch import validation
 from momatch.config import GuidanceConfig
 from momatch.denoiser import Cond
 from momatch.errors import RunError, UsageError
-from momatch.inspection import distilled_guidance, grid_columns, teacher_of_student, with_nulls_of
+from momatch.fit import with_null_condition
+from momatch.inspection import distilled_guidance, grid_columns, teacher_of_student
 from momatch.latents import decoder_of, to_pictures
 from momatch.model import Model
 from momatch.reports.plots import image_grid
@@ -164,7 +165,7 @@ class Choice:
                     f"{self.model.info['teacher']} is not the teacher that {self.name} was distilled from; "
                     "put that one back there, or leave the teacher out"
                 )
-            self._teacher = _placed(with_nulls_of(found, self.model))
+            self._teacher = _placed(with_null_condition(found, self.model.denoiser.null_values))
         return self._teacher
 
     def cond(self, asked: Request) -> Cond | None:

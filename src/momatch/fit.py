@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,13 +84,16 @@ def _check_encoders(model: Model, images: ImageSet) -> None:
         )
 
 
-def with_null_condition(teacher: Model, images: ImageSet) -> Model:
-    """The teacher; where it knows no null value for something it takes, with that of the data."""
+def with_null_condition(teacher: Model, nulls: Mapping[str, float | Tensor]) -> Model:
+    """The teacher; where it knows no null value for something it takes, with the given one.
+
+    Args:
+        teacher: the teacher.
+        nulls: what stands for "nothing asked for", by name: `ImageSet.null_condition`, or the null values of
+            a student, which has kept those of its data.
+    """
     known = teacher.denoiser.null_values
-    added = {
-        name: images.null_condition[name] for name in teacher.cond_shapes if name in images.null_condition
-    }
-    added = {name: row for name, row in added.items() if name not in known}
+    added = {name: nulls[name] for name in teacher.cond_shapes if name in nulls and name not in known}
     if not added:
         return teacher
     denoiser = copy.copy(teacher.denoiser)  # the same weights; another dict of null values

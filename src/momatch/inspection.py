@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -163,7 +162,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
             )
         check_fit(teacher, data.heldout)
         asked = distilled_guidance(model)
-        teacher = with_nulls_of(teacher, model)
+        teacher = with_null_condition(teacher, model.denoiser.null_values)
         candidates.insert(
             0, Candidate("teacher", replace(teacher, denoiser=asked.apply(teacher.denoiser)), counts)
         )
@@ -225,7 +224,7 @@ def guidance(arguments: list[str], console: Console) -> None:
         raise UsageError(f"{parsed.run} has no null condition, so it cannot be guided")
     data = data_for(model, parsed.data)
     check_fit(model, data.heldout)
-    model = with_null_condition(model, data.heldout)
+    model = with_null_condition(model, data.heldout.null_condition)
     for scale in filter(None, scales):
         check_null_condition(model, data.heldout, scale)
     steps = model.steps if parsed.steps is None else parsed.steps
@@ -280,13 +279,6 @@ def teacher_of_student(student: Model) -> Model:
 def distilled_guidance(student: Model) -> GuidanceConfig:
     """How its teacher was guided while it was distilled."""
     return GuidanceConfig(**student.info.get("config", {}).get("guidance", {}))
-
-
-def with_nulls_of(teacher: Model, student: Model) -> Model:
-    """The teacher; its null condition may have come from the data, in which case the student has kept it."""
-    denoiser = copy.copy(teacher.denoiser)  # the same weights
-    denoiser.null_values = {**student.denoiser.null_values, **denoiser.null_values}
-    return replace(teacher, denoiser=denoiser)
 
 
 def measure(

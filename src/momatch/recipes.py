@@ -140,7 +140,7 @@ def emoji(size: int, method: Literal["alternating", "instant"], steps: int) -> D
     """Text-to-image student on the built-in emoji, guidance distilled in; needs the teacher of its size.
 
     Not the paper's: a schedule with less noise, rollouts of the student, both networks from one draw, and a
-    weight capped at σ = 0.05; what each gave is in docs/numbers.md, section 9.
+    weight capped at σ = 0.05; what each gave is in docs/decisions.md.
     """
     instant = method == "instant"  # a step takes two minibatches
     return DistillConfig(

@@ -85,10 +85,9 @@ class SentenceEncoder:
         counts = mask.sum(1)
         longest = int(counts.argmax())
         if counts[longest] > self.max_tokens:
-            length = min(int(counts[longest]), MAX_PROMPT_TOKENS - 2)
             warnings.warn(
-                f"the prompt {shorten(prompts[longest], 60)!r} is {length} tokens long or more, and "
-                f"{self.max_tokens} are read; its end counts for nothing",
+                f"the prompt {shorten(prompts[longest], 60)!r} is longer than the {self.max_tokens} tokens "
+                "that are read; its end counts for nothing",
                 Notice,
                 stacklevel=2,
             )
