@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from momatch import cli, conventions, load_data, load_student, load_teacher, schedules
 from momatch.assembly import distillation
+from momatch.comparison import Choice
 from momatch.config import DistillConfig, GuidanceConfig, InstantConfig, MonitorConfig, StoppingConfig
 from momatch.data.images import ImageSet, Split
 from momatch.data.prepared import load_prepared
@@ -130,6 +131,8 @@ def test_the_run_looks_at_decoded_pictures_and_leaves_a_student_that_knows_the_e
     nulls = load_file(prepared("stable_diffusion") / "null-condition.safetensors")
     null = student.denoiser.null_values["encoder_hidden_states"]
     assert torch.equal(null, nulls["encoder_hidden_states"]) and student.sample(3).shape == (3, 4, 8, 8)
+    shown = Choice("run", student).teacher().denoiser  # beside the student, it is asked for nothing as then
+    assert torch.equal(shown.null_values["encoder_hidden_states"].cpu(), null)
 
 
 def test_looks_ask_for_the_first_prompts_of_the_set_they_are_compared_with(data, monkeypatch):

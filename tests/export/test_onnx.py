@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from safetensors.torch import load_file
 
 from momatch import conventions, schedules
 from momatch.denoiser import Denoiser
@@ -126,3 +127,31 @@ def test_only_known_remarks_of_the_exporter_are_left_out(caplog):
     log.warning("torchvision is not installed, it says outside")
     assert len(heard) == 1
     assert [r.getMessage()[:24] for r in caplog.records] == ["something else", "torchvision is not insta"]
+
+
+def test_a_text_student_takes_tokens_and_leaves_its_null_condition_beside_it(tmp_path):
+    """What the file says where nothing is asked for is what the student itself says."""
+    import onnxruntime
+
+    torch.manual_seed(1)
+    config = UViTConfig(channels=(8,), width=16, depth=1, embedding_dim=16, text_dim=5)
+    null = {"encoder_hidden_states": torch.randn(3, 5), "encoder_attention_mask": torch.tensor([1, 0, 0])}
+    denoiser = Denoiser(registry.build(config), "v", null, clip=1.0)
+    shapes = {"encoder_hidden_states": (3, 5), "encoder_attention_mask": (3,)}
+    info = {"role": "student", "text_encoder": "minilm-l6"}
+    model = filled(Student(denoiser, config, schedules.cosine(), (1, 8, 8), 4, 0, info, cond_shapes=shapes))
+    export_onnx(model, tmp_path)
+    assert json.loads((tmp_path / "sampler.json").read_text())["text_encoder"] == "minilm-l6"
+
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    kept = load_file(tmp_path / "null-condition.safetensors")
+    z, logsnr = torch.randn(2, 1, 8, 8), torch.tensor([0.5, -2.0])
+    times = model.denoiser.time.to_time(logsnr)
+    for cond in (None, {name: torch.stack([row.flip(0), row]) for name, row in null.items()}):
+        asked = cond or {name: torch.stack([row, row]) for name, row in kept.items()}
+        feed = {"z": z, "logsnr": logsnr, "time": times.float(), **asked}
+        found = session.run(["x"], {name: value.numpy() for name, value in feed.items()})[0]
+        with torch.no_grad():
+            wanted = model.denoiser(z, logsnr, cond)
+        assert float(wanted.abs().max()) == 1
+        np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
