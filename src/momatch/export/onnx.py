@@ -153,7 +153,11 @@ def _inputs(model: Model) -> tuple[list[str], tuple[Tensor, ...], tuple[dict[int
     for name, shape in model.cond_shapes.items():
         names.append(name)
         sides = [EXAMPLE_LENGTH if side == -1 else side for side in shape]
-        inputs.append(torch.ones(EXAMPLE_BATCH, *sides))
+        null = model.denoiser.null_values.get(
+            name
+        )  # of the type that it is asked with: a mask is whole numbers
+        dtype = null.dtype if isinstance(null, Tensor) else torch.float32
+        inputs.append(torch.ones(EXAMPLE_BATCH, *sides, dtype=dtype))
         lengths = {i + 1: torch.export.Dim("length") for i, side in enumerate(shape) if side == -1}
         shapes.append({0: batch, **lengths})
     return names, tuple(inputs), tuple(shapes)
