@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 import momatch
+from momatch import progress
 from momatch.cli import main
 from momatch.training import checkpoint
 
@@ -106,13 +108,34 @@ def test_the_whole_way(run, data, tmp_path, capsys):
     assert [m["step"] for m in metrics if m.get("event") == "look"] == [3, 6]
 
 
-def test_a_guidance_sweep_leaves_a_curve_and_its_figures(run, tmp_path, capsys):
+def test_a_guidance_sweep_leaves_a_curve_and_its_figures(teacher, tmp_path, capsys):
     out = tmp_path / "curve.png"
-    assert main(["guidance", run, "--scales", "0,2", "--steps", "2", "--num", "120", "--out", str(out)]) == 0
+    assert (
+        main(["guidance", teacher, "--scales", "0,2", "--steps", "2", "--num", "120", "--out", str(out)]) == 0
+    )
     assert Image.open(out).size[0] > 300 and "w = 2" in capsys.readouterr().out
     rows = json.loads(out.with_suffix(".json").read_text())
     values = [[m["value"] for m in row["result"]["measurements"] if m["metric"] == "frechet"] for row in rows]
     assert [row["scale"] for row in rows] == [0.0, 2.0] and values[0] != values[1]
+
+
+def test_other_steps_than_a_student_was_made_for_are_noticed(run, tmp_path, capsys):
+    out = ["--num", "1", "--out", str(tmp_path / "x.png")]
+    assert main(["sample", run, *out]) == 0 and not capsys.readouterr().err
+    assert main(["sample", run, "--steps", "1", *out]) == 0
+    assert capsys.readouterr().err.startswith("momatch: this student was made for 4 steps, not for 1;")
+    assert main(["sample", "digits", "--steps", "1", *out]) == 0 and not capsys.readouterr().err
+
+
+def test_progress_of_sampling_is_told_off_a_terminal(run, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PLAIN_EVERY_SECONDS", 0.0)
+    assert main(["evaluate", run, "--num", "300"]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sampling: ")]
+    assert [line.partition("  ")[0] for line in told] == [
+        "sampling: student, 4 steps: 256/300",
+        "sampling: student, 4 steps: 300/300",
+    ]
+    assert all(re.fullmatch(r".*/300  \S+ pictures/s  \S+ s left", line) for line in told)
 
 
 def test_evaluate_refuses_a_teacher_that_has_changed(run, teacher, tmp_path, capsys):
@@ -225,10 +248,12 @@ MISTAKES = [
     (["plan", "--config", "{data}"], "cannot read the config"),
     (["evaluate", "{run}", "--steps", "1,b"], "'1,b' is not a list"),
     (["evaluate", "{run}", "--steps", "1,20"], "got 20"),
-    (["guidance", "{run}", "--scales", "0,x"], "'0,x' is not a list of numbers"),
-    (["guidance", "{run}", "--scales", "-1"], "guidance.scale is -1"),
-    (["guidance", "{run}", "--out", "{tmp}/x.gif"], ".png or .svg"),
-    (["guidance", "{run}", "--guidance.logsnr-min", "30"], "below guidance.logsnr_max"),
+    (["guidance", "digits", "--scales", "0,x"], "'0,x' is not a list of numbers"),
+    (["guidance", "digits", "--scales", "-1"], "guidance.scale is -1"),
+    (["guidance", "digits", "--out", "{tmp}/x.gif"], ".png or .svg"),
+    (["guidance", "digits", "--guidance.logsnr-min", "30"], "below guidance.logsnr_max"),
+    (["guidance", "digits", "--num", "99"], "--num 99 is too few"),
+    (["guidance", "{run}"], "is a student, its guidance is distilled in; give its teacher, "),
     (["report", "{tmp}"], "not the folder of a run"),
     (["plan", "digits-9"], "unknown recipe"),
     (["recipes", "x"], "takes no arguments"),
@@ -294,7 +319,7 @@ def test_help_names_what_it_takes(command, capsys):
     said = capsys.readouterr().out
     usage = said.partition("\n\n")[0]
     assert all(name in said for name in NAMES[command])
-    assert not any(odd in said for odd in ("PATH PATH", "{None}", "--guidance.scale FLOAT"))
+    assert not any(odd in said for odd in ("PATH PATH", "{None}", "default: None", "--guidance.scale FLOAT"))
     assert all(name in usage.split() for name in NAMES[command] if name.isupper())
 
 

@@ -28,6 +28,7 @@ from momatch.model import load_model
 from momatch.networks.configs import UViTConfig
 from momatch.networks.uvit import UViT
 from momatch.recipes import recipe
+from momatch.reports.html import write_report
 from momatch.training.loop import TrainConfig
 
 TINY = UViTConfig(3, (8,), 1, 16, 1, 2, embedding_dim=16)
@@ -131,6 +132,17 @@ def test_the_teacher_is_measured_guided_as_it_was_distilled(run_folder, tmp_path
     teacher, student = (each.model.denoiser for each in seen)
     assert isinstance(teacher, Guided) and (teacher.scale, teacher.clip) == (2, 1)
     assert not isinstance(student, Guided) and student.clip == 1
+    page = write_report(tmp_path).read_text()
+    assert (
+        f"momatch sample {tmp_path} --steps 2 --prompt" in page and "momatch.text_encoder_of(student)" in page
+    )
+
+
+def test_guidance_wants_prompts_of_the_null_conditions_length(run_folder):
+    guided = Guided(load_model(run_folder / "teacher").denoiser, 1.0)
+    cond = {TOKENS: torch.zeros(2, 9, TOKEN_DIM), MASK: torch.ones(2, 9, dtype=torch.int64)}
+    with pytest.raises(ValueError, match=r"has shape \(B, \*\(9, 128\)\), its null condition \(16, 128\)"):
+        guided(torch.zeros(2, 3, 16, 16), torch.zeros(2), cond)
 
 
 @needs_encoder

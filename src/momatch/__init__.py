@@ -29,6 +29,7 @@ _HOMES = {
     "load_student": "momatch.teachers.own",
     "load_teacher": "momatch.teachers.load",
     "recipe": "momatch.recipes",
+    "text_encoder_of": "momatch.text",
 }
 _MODULES = ("analytic", "conventions", "evaluation", "methods", "process", "sampling", "schedules")
 

@@ -24,8 +24,9 @@ Arguments = TypeVar("Arguments")
 # What an argument is called in --help.
 RunName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
 RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
-OptionalText = Annotated[str | None, tyro.conf.arg(metavar="STR")]
+LEFT_OUT = "(optional)"  # where tyro would say "(default: None)"
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=LEFT_OUT)]
+OptionalText = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint=LEFT_OUT)]
 BOX_LINE = re.compile(r"[╭╰+].*|[─-]{3,}")  # its frame, titles and rules; ASCII where the terminal wants it
 TYRO_SENTENCES = [  # what tyro says, and what we say
     (

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from momatch.data.images import ImageSet, Split
 from momatch.evaluation.conditions import fixed_cond
-from momatch.evaluation.sweep import Row, evaluate_at
+from momatch.evaluation.sweep import Pair, Row, evaluate_at
 from momatch.files import write_atomically
 from momatch.latents import decoder_of, to_pictures
 from momatch.model import Model
 from momatch.reports.plots import image_grid, save_png
+from momatch.reports.tables import count_of
 
 GRID_SAMPLES, GRID_COLUMNS = 60, 10
+Watch = Callable[[Iterable[Pair], str, int], Iterable[Pair]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,12 @@ class Candidate:
 
 
 def assess(
-    directory: Path | None, candidates: Sequence[Candidate], data: Split, num_samples: int, seed: int
+    directory: Path | None,
+    candidates: Sequence[Candidate],
+    data: Split,
+    num_samples: int,
+    seed: int,
+    watch: Watch | None = None,
 ) -> Iterator[Row]:
     """Measure every candidate at every step count; with a folder, keep rows and pictures there as they come.
 
@@ -47,13 +54,16 @@ def assess(
         data: held-out pictures to compare with, and training pictures for the floor.
         num_samples: samples for each row.
         seed: of samples and resampling.
+        watch: passes samples on as they are pulled: (samples, title of the row, how many); for progress.
 
     Yields:
         One row at a time.
     """
     for candidate in candidates:
         for steps in candidate.steps:
-            row = evaluate_at(candidate.model, candidate.name, data, steps, num_samples, seed)
+            title = f"{candidate.name}, {count_of(steps, 'step')}"
+            watched = (lambda pairs, title=title: watch(pairs, title, num_samples)) if watch else iter
+            row = evaluate_at(candidate.model, candidate.name, data, steps, num_samples, seed, watch=watched)
             if directory:
                 _keep(directory / "evaluation.json", row, data.train.name)
                 path = directory / "samples" / f"final-{row.name}-{steps}.png"

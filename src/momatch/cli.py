@@ -20,7 +20,7 @@ COMMANDS = {
     "export": "write a student for diffusers, or as ONNX: momatch export RUN DIR",
     "report": "write a run's report.html: momatch report RUN",
     "plan": "parameters, memory and time of a recipe, before anything is trained: momatch plan RECIPE",
-    "prepare": "encode pictures and captions once: momatch prepare SOURCE --out DIR --teacher PIPELINE",
+    "prepare": "encode pictures and captions once: momatch prepare SOURCE --out DIR --text-encoder minilm-l6",
     "recipes": "list the recipes",
     "serve": "a page in the browser, a student beside its teacher: momatch serve RUN",
 }

@@ -31,6 +31,7 @@ from momatch.preparation import prepare as encode
 from momatch.progress import Interrupted, follow, follow_preparation
 from momatch.publication import export
 from momatch.recipes import RECIPES, recipe
+from momatch.reports.tables import count_of
 from momatch.runs import Run
 from momatch.serving import serve
 from momatch.teachers.load import load_any
@@ -242,7 +243,7 @@ def recipes(arguments: list[str], console: Console) -> None:
         if isinstance(make, partial) and kind == "distill":
             config = make()
             assert isinstance(config, DistillConfig)
-            summary = f"{config.steps} {'step' if config.steps == 1 else 'steps'}, {config.method}: {summary}"
+            summary = f"{count_of(config.steps, 'step')}, {config.method}: {summary}"
         console.print(f"  {name:<33}{kind:<15}{summary}", soft_wrap=True)
 
 

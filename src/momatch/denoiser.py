@@ -69,7 +69,8 @@ class Denoiser(nn.Module):
         """X (B, …) kept in ± clip, with the derivatives of x itself, forward and backward."""
         if self.clip is None:
             return x
-        return x.detach().clamp(-self.clip, self.clip) + (x - x.detach())
+        # an infinite x less itself is nan, hence nan_to_num; everywhere else that difference is 0
+        return x.detach().clamp(-self.clip, self.clip) + (x - x.detach()).nan_to_num()
 
     @property
     def unwrapped(self) -> Denoiser:
@@ -80,14 +81,15 @@ class Denoiser(nn.Module):
         """The null condition, in the shapes of `cond`.
 
         Raises:
-            ValueError: if `cond` has an entry for which this denoiser knows no null value.
+            ValueError: if `cond` has an entry for which this denoiser knows no null value, or one of another
+                shape.
         """
         unknown = sorted(set(cond) - set(self.null_values))
         if unknown:
             raise ValueError(
                 f"this model has no null condition for {unknown}; it knows {sorted(self.null_values)}"
             )
-        return {key: _null_like(self.null_values[key], value) for key, value in cond.items()}
+        return {key: _null_like(key, self.null_values[key], value) for key, value in cond.items()}
 
     def null_batch(self, size: int, device: torch.device) -> Cond:
         """The null condition for `size` samples."""
@@ -95,8 +97,13 @@ class Denoiser(nn.Module):
         return {key: value.expand(size, *value.shape) for key, value in values.items()}
 
 
-def _null_like(null: float | Tensor, value: Tensor) -> Tensor:
+def _null_like(name: str, null: float | Tensor, value: Tensor) -> Tensor:
     if isinstance(null, Tensor):
+        if null.shape != value.shape[1:]:
+            raise ValueError(
+                f"{name} has shape (B, *{tuple(value.shape[1:])}), its null condition {tuple(null.shape)}; "
+                "guidance needs both alike"
+            )
         return null.to(value).expand(value.shape)
     return torch.full_like(value, null)
 

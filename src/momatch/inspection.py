@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,12 +30,14 @@ from momatch.config import GuidanceConfig
 from momatch.data.images import Split
 from momatch.data.sources import load_data
 from momatch.denoiser import Cond
-from momatch.errors import UsageError
+from momatch.errors import Notice, UsageError
 from momatch.evaluation.conditions import fixed_cond
 from momatch.evaluation.sweep import Row
 from momatch.fit import check_fit, check_null_condition, with_null_condition
 from momatch.latents import decoder_of, to_pictures
 from momatch.model import Model
+from momatch.progress import follow_samples
+from momatch.reports.tables import count_of, evaluation_table
 from momatch.teachers.load import load_any, load_teacher
 
 LEGIBLE = 64  # pixels to a side that a picture of a grid should have
@@ -89,6 +92,13 @@ def sample(arguments: list[str], console: Console) -> None:
     model.check_request(num, steps, cond, parsed.seed)
     if parsed.guidance and cond is None and model.cond_shapes:
         raise UsageError(f"--guidance {parsed.guidance} needs something to guide to; give --prompt")
+    if model.info.get("role") == "student" and steps != model.steps:
+        warnings.warn(
+            f"this student was made for {count_of(model.steps, 'step')}, not for {steps}; one "
+            "distilled for that gives better results (momatch distill RECIPE --steps)",
+            Notice,
+            stacklevel=2,
+        )
     model = guided(model, parsed.guidance)
     decoder = decoder_of(model)
     images = model.sample(num, steps, cond, parsed.seed, parsed.eta)
@@ -102,7 +112,7 @@ def sample(arguments: list[str], console: Console) -> None:
         factor = max(1, LEGIBLE // pictures.shape[-1])
         grid = image_grid(pictures, len(prompts) or grid_columns(num))
         save_png(grid.repeat(factor, 0).repeat(factor, 1), parsed.out)
-    how = "1 step" if steps == 1 else f"{steps} steps"
+    how = count_of(steps, "step")
     how += f", guided with w = {parsed.guidance:g}" if parsed.guidance else ""
     console.print(f"{num} samples in {how}: {parsed.out}", soft_wrap=True)
     if model.cond_shapes and not prompts:
@@ -133,10 +143,7 @@ class EvaluateArguments:
 def evaluate(arguments: list[str], console: Console) -> None:
     """`momatch evaluate RUN`."""
     parsed = parse(EvaluateArguments, arguments, "evaluate")
-    if parsed.num < 100:
-        raise UsageError(
-            f"--num {parsed.num} is too few for any metric; use 100 or more (20000 for figures to quote)"
-        )
+    check_enough(parsed.num)
     model = load_any(parsed.run)
     data = data_for(model, parsed.data)
     inputs = model.info.get("inputs", {})
@@ -218,8 +225,14 @@ def guidance(arguments: list[str], console: Console) -> None:
         raise UsageError("guidance takes --scales, a list such as 0,1,2, in place of --guidance.scale")
     parsed = parse(GuidanceArguments, arguments, "guidance")
     check_out(parsed.out, ".png", ".svg")
+    check_enough(parsed.num)
     scales = numbers(parsed.scales, "--scales")
     model = load_any(parsed.run)
+    if model.info.get("role") == "student":
+        raise UsageError(
+            f"{parsed.run} is a student, its guidance is distilled in; give its teacher, "
+            f"{model.info['teacher']}"
+        )
     if not model.denoiser.null_values and not model.cond_shapes:
         raise UsageError(f"{parsed.run} has no null condition, so it cannot be guided")
     data = data_for(model, parsed.data)
@@ -290,15 +303,21 @@ def measure(
     console: Console,
 ) -> list[Row]:
     """Evaluate and print the table; a line as each row is done, since some take long."""
-    from momatch.reports.tables import evaluation_table
-
     rows = []
-    with console.status(f"sampling and measuring {num_samples} pictures a line"):
-        for row in assess(directory, candidates, data, num_samples, seed):
+    with follow_samples(console) as watch:
+        for row in assess(directory, candidates, data, num_samples, seed, watch):
             rows.append(row)
-            console.print(f"  measured: {row.name}, {row.steps} {'step' if row.steps == 1 else 'steps'}")
+            console.print(f"  measured: {row.name}, {count_of(row.steps, 'step')}")
     console.print(evaluation_table(rows))
     return rows
+
+
+def check_enough(num: int) -> None:
+    """Refuse a number of samples on which no metric means anything."""
+    if num < 100:
+        raise UsageError(
+            f"--num {num} is too few for any metric; use 100 or more (20000 for figures to quote)"
+        )
 
 
 def guided(model: Model, scale: float) -> Model:

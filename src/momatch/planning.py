@@ -300,7 +300,8 @@ def render(found: Plan) -> Group:
     return Group(
         memory,
         f"At the peak of a step of batch size {found.batch_size}, all on one device. Activations grow in "
-        "proportion to it, and so does most of the workspace.",
+        f"proportion to it, {format_bytes(found.activations // found.batch_size)} a picture, and so does "
+        "most of the workspace.",
         "PyTorch itself, its kernels' own workspace and looks at the samples come on top."
         + (" So does the workspace of the step, which only a run here could show." if outlined else ""),
         "",
@@ -349,13 +350,16 @@ def _look_units(config: RunConfig) -> float:
 
 def _time_rows(found: Plan) -> list[tuple[str, str]]:
     steps = f"{found.num_steps:,} steps, {format_seconds(found.num_steps * found.seconds_per_step)}"
-    units = ("forward-units a step", f"{found.forward_units} (forward 1, backward 2)")
+    units = (
+        "cost of a step",
+        f"{found.forward_units} forward passes; a backward one counts as two",
+    )
     if found.device == "none":
         operations = found.seconds_per_step * ASSUMED_OPERATIONS
         return [
             units,
             ("operations a step", f"{operations:.2e}, from the shapes: teacher or data are not here yet"),
-            ("training", f"{steps}, if {ASSUMED_OPERATIONS:.0e} operations are done a second"),
+            ("training", f"{steps}, on one GPU that does {ASSUMED_OPERATIONS:.0e} operations a second"),
         ]
     where = f"{found.device}, {found.threads} thread{'s' if found.threads > 1 else ''}"
     probe_text = f"{found.seconds_per_step * 1000:.3g} ms, mean of {found.probe_steps} on {where}"

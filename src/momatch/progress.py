@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from momatch.assessment import Watch
+from momatch.evaluation.sweep import Pair
 from momatch.preparation import Done
 from momatch.runs import Event, Run
 
@@ -89,11 +91,45 @@ def follow_preparation(steps: Generator[Done, None, None], console: Console) -> 
                 )
 
 
+@contextmanager
+def follow_samples(console: Console) -> Iterator[Watch]:
+    """Gives what passes samples on as they are pulled, and shows how far they are."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[line]}"),
+    )
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, disable=quiet, transient=True) as bar:
+        task = bar.add_task("", total=None, line="")
+
+        def watch(samples: Iterable[Pair], title: str, total: int) -> Iterator[Pair]:
+            bar.reset(task, total=total, description=f"sampling: {title}", line="")
+            done, start = 0, time.monotonic()
+            shown = start
+            for images, asked in samples:
+                yield images, asked
+                done, now = done + len(images), time.monotonic()
+                line = _pace(done, total - done, now - start)
+                bar.update(task, completed=done, line=line)
+                if quiet and now - shown >= PLAIN_EVERY_SECONDS:
+                    console.print(f"sampling: {title}: {done}/{total}  {line}", soft_wrap=True)
+                    shown = now
+            bar.update(task, description=f"measuring: {title}", line="")
+
+        yield watch
+
+
 def _preparation_line(done: Done) -> str:
-    if not done.new or not done.seconds:
+    return _pace(done.new, done.total - done.samples, done.seconds)
+
+
+def _pace(done: int, left: int, seconds: float) -> str:
+    if not done or not seconds:
         return ""
-    speed = done.new / done.seconds
-    return f"{speed:.3g} pictures/s  {format_seconds((done.total - done.samples) / speed)} left"
+    speed = done / seconds
+    return f"{speed:.3g} pictures/s  {format_seconds(left / speed)} left"
 
 
 def format_seconds(seconds: float) -> str:

@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 from momatch.arguments import OptionalText, RunFolder, parse
 from momatch.errors import RunError, UsageError
 from momatch.model import Model
+from momatch.reports.tables import count_of
 from momatch.teachers.own import load_student
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -44,9 +45,12 @@ def export(arguments: list[str], console: Console) -> None:
     if hub is not None and not HUB_NAME.fullmatch(hub):
         raise UsageError(f"--push-to-hub {hub} is no name on the hub; give organisation/name")
     model = load_student(parsed.run)
-    _write(model, parsed, hub or str(parsed.directory))
-    steps = "1 step" if model.steps == 1 else f"{model.steps} steps"
-    console.print(f"{parsed.format} folder of a student of {steps}: {parsed.directory}", soft_wrap=True)
+    with console.status(f"writing {parsed.directory}"):
+        _write(model, parsed, hub or str(parsed.directory))
+    console.print(
+        f"{parsed.format} folder of a student of {count_of(model.steps, 'step')}: {parsed.directory}",
+        soft_wrap=True,
+    )
     if hub:
         console.print(f"uploaded: {push(parsed.directory, hub)}", soft_wrap=True)
 

@@ -30,6 +30,7 @@ def row(name, steps, frechet, error=0.06, n=20_000):
         measurement("precision", 0.954, n=599),
         measurement("recall", 0.9, n=599),
         measurement("class_accuracy", 0.9871, 0.0008),
+        measurement("class_accuracy_reference", 0.993, 0.002),
         measurement("neighbour_ratio", 0.998, features="pixels"),
     ]
     return Row(name, steps, 12345.6 / steps, EvaluationResult(measured))
@@ -155,6 +156,7 @@ def test_tables_hold_the_numbers_and_their_circumstances():
         *("0.95", "0.90", "98.7%", "1.00", "1,543"),
     ]  # fmt: skip
     markdown = tables.evaluation_markdown(rows)
+    assert "Accuracy of real pictures: 99.3%." in markdown
     assert [line.count("|") for line in markdown.splitlines()[:4]] == [len(tables.COLUMNS) + 1] * 4
     for part in (
         "n_generated = 20,000",

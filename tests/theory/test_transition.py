@@ -164,6 +164,10 @@ def test_clipping_keeps_the_teacher_in_range():
     static = GuidanceConfig(clip="static").apply(plain)
     torch.testing.assert_close(static(z, logsnr), x.clamp(-1, 1))
     assert static.unwrapped.clip == 1 and plain.clip is None
+    endless = torch.tensor([torch.inf, -torch.inf, 3.0], requires_grad=True)
+    kept = static.in_range(endless)
+    assert kept.tolist() == [1, -1, 1]
+    assert torch.autograd.grad(kept.sum(), endless)[0].tolist() == [0, 0, 1]
     dynamic = Thresholded(plain, 0.9)(z, logsnr)
     torch.testing.assert_close(dynamic[0], x[0])  # in range already: left alone
     reach = float(x[1].abs().quantile(0.9))

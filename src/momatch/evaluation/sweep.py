@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from momatch.latents import decoder_of
 from momatch.model import Model
 
 MOST_REFERENCE, MOST_DECODED = 50_000, 10_000  # rows of large data that samples are compared with
+Pair = tuple[Tensor, Tensor | None]  # pictures and labels asked for
 SAMPLE_SEED_OFFSET = 10_000  # evaluation noise is never the noise that monitoring looked at
 
 
@@ -59,14 +60,21 @@ class Row:
 
 
 def evaluate_at(
-    model: Model, name: str, data: Split, steps: int, num_samples: int, seed: int = 0, resamples: int = 200
+    model: Model,
+    name: str,
+    data: Split,
+    steps: int,
+    num_samples: int,
+    seed: int = 0,
+    resamples: int = 200,
+    watch: Callable[[Iterable[Pair]], Iterable[Pair]] = iter,
 ) -> Row:
     """Sample `num_samples` pictures in `steps` network calls each; measure them against the held-out ones.
 
     Labels are asked for in equal numbers, other conditions as the held-out pictures have them. Features:
     those of the data's built-in network (if any) and pixels; of a latent model those of decoded pictures,
     if its pipeline is there. Of data in shards at most 50,000 pictures (10,000 to decode), evenly spread, are
-    compared with.
+    compared with. `watch` gets the samples, a chunk at a time, and passes them on: for progress.
     """
     cond, decoder = fixed_cond(model, data.heldout, num_samples), decoder_of(model)
     extractors, judge = builtin.judges(data.heldout, decoder)
@@ -76,7 +84,7 @@ def evaluate_at(
         labels = fixed_rows(data.heldout, num_samples) if model.cond_shapes else None
     seconds = 0.0
 
-    def samples() -> Iterator[tuple[Tensor, Tensor | None]]:
+    def samples() -> Iterator[Pair]:
         nonlocal seconds
         done = 0
         chunks = model.sample_chunks(num_samples, steps, cond, seed + SAMPLE_SEED_OFFSET)
@@ -95,7 +103,7 @@ def evaluate_at(
         kept = spread(len(heldout), most)
         heldout, real_labels = take(heldout, kept), real_labels[kept]
     result = evaluate(
-        samples(),
+        watch(samples()),
         (heldout, real_labels),
         extractors,
         judge,

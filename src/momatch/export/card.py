@@ -67,7 +67,7 @@ def render(
         shape=model.sample_shape,
         teacher=_short(source),
         base_model=source if from_diffusers and re.fullmatch(r"[\w.-]+/[\w.-]+", source) else None,
-        data=model.info.get("data", "unknown"),
+        data=_short(str(model.info.get("data", "unknown"))),
         method=config.get("method", "unknown"),
         guidance=config.get("guidance", {}).get("scale", 0.0),
         licence=licence or _licence(pipeline) or "unknown",

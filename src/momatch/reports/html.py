@@ -62,6 +62,12 @@ class RunFolder:
         return self.config.get("kind") != "train-teacher"
 
     @property
+    def takes_text(self) -> bool:
+        """Whether its finished model is asked by prompts."""
+        path = self.path / ("student" if self.is_distillation else "teacher") / "model.json"
+        return path.is_file() and "encoder_hidden_states" in json.loads(_read(path)).get("cond_shapes", {})
+
+    @property
     def steps_done(self) -> int:
         """The last step that metrics.jsonl knows of."""
         return max((line["step"] for line in self.records + self.events), default=0)
@@ -291,14 +297,20 @@ def _commands(run: RunFolder) -> list[tuple[str, str]]:
             )
         ]
     steps = config.get("steps" if run.is_distillation else "sampling_steps", 8)
+    asked = "--prompt 'a red heart'" if run.takes_text else "--num 64"
     sweep = "1,2,4,8,16 --teacher-steps 8,64,256" if run.is_distillation else "8,16,64,256"
     commands = [
-        ("draw pictures", f"momatch sample {folder} --steps {steps} --num 64 --seed 7 --out grid.png"),
+        ("draw pictures", f"momatch sample {folder} --steps {steps} {asked} --seed 7 --out grid.png"),
         ("measure quality at several steps", f"momatch evaluate {folder} --steps {sweep}"),
         ("write this page again", f"momatch report {folder}"),
     ]
     if run.is_distillation:
         python = f"momatch.load_student({str(run.path)!r}).sample(64, seed=7)"
+        if run.takes_text:
+            python = (
+                f"student = momatch.load_student({str(run.path)!r}); "
+                "student.sample(1, cond=momatch.text_encoder_of(student).encode(['a red heart']), seed=7)"
+            )
         commands.append(("use the student from Python, after `import momatch`", python))
     return commands
 

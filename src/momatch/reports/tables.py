@@ -131,7 +131,6 @@ def cells(row: Row) -> list[str]:
     """A row's entries in the order of `COLUMNS`."""
     frechet, floor, kid = (find(row, metric) for metric in ("frechet", "frechet_floor", "kid"))
     shares = [_fixed(find(row, metric), 2) for metric in ("precision", "recall")]
-    accuracy = find(row, "class_accuracy") or find(row, "retrieval_accuracy")
     return [
         row.name,
         str(row.steps),
@@ -139,7 +138,7 @@ def cells(row: Row) -> list[str]:
         number(floor.value) if floor else MISSING,
         with_error(kid) if kid else MISSING,
         *shares,
-        f"{accuracy.value:.1%}" if accuracy else MISSING,
+        _share(row),
         _fixed(find(row, "neighbour_ratio"), 2),
         number(row.samples_per_second),
     ]
@@ -160,10 +159,13 @@ def caption(rows: Sequence[Row]) -> str:
         if len(set(map(_circumstances, used))) > 1
         else ""
     )
+    ceilings = dict.fromkeys(cell for row in rows if (cell := _share(row, "_reference")) != MISSING)
+    judged = f" Accuracy of real pictures: {' / '.join(ceilings)}." if ceilings else ""
     return (
         "FD = Fréchet distance, biased by n. "
         f"n_generated = {each('n_generated')}, n_reference = {each('n_reference')}, "
-        f"features = {each('features')}, reference = {each('reference')}, seed = {each('seed')}.{differ}"
+        f"features = {each('features')}, reference = {each('reference')}, seed = {each('seed')}."
+        f"{judged}{differ}"
     )
 
 
@@ -206,6 +208,12 @@ def _as_rows(rows: Sequence[Row | Mapping[str, Any]]) -> list[Row]:
 def _digits(error: float) -> int:
     """Decimals at which the error is worth 3 to 30 units of the last digit."""
     return min(max(-math.floor(math.log10(error / 3)), 0), 8) if error > 0 else 3
+
+
+def _share(row: Row, of: str = "") -> str:
+    """Class or retrieval accuracy: of the samples, or (`_reference`) of real pictures."""
+    found = find(row, f"class_accuracy{of}") or find(row, f"retrieval_accuracy{of}")
+    return f"{found.value:.1%}" if found else MISSING
 
 
 def _fixed(m: Measurement | None, digits: int) -> str:
