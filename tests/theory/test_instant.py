@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from momatch import schedules
 from momatch.config import GuidanceConfig
+from momatch.data.emoji import MASK, TOKENS
 from momatch.denoiser import Denoiser, Guided
 from momatch.errors import UsageError
 from momatch.methods.alternating import Alternating
@@ -218,6 +219,14 @@ def vit(channels: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
     return Denoiser(randomised(network, 1), "v", {"label": 3}), images(4, 0, torch.float32).x
 
 
+def text() -> tuple[nn.Module, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build(UViTConfig(1, (8,), 1, 32, 2, 2, embedding_dim=16, text_dim=5))
+    null = {TOKENS: torch.zeros(3, 5), MASK: torch.tensor([1, 0, 0])}
+    return Guided(Denoiser(randomised(network, 1), "v", null), 0.7), images(4, 0, torch.float32).x
+
+
 class Diffusers(nn.Module):
     """diffusers' own U-Net, attention included, on our terms."""
 
@@ -265,7 +274,13 @@ FAMILIES = {
     "unet": lambda: (unet(0, torch.float32), images(4, 0, torch.float32).x),
     "guided": lambda: (Guided(unet(0, torch.float32), 0.7), images(4, 0, torch.float32).x),
     "clipped": clipped,
+    "text": text,
     "mlp": mlp,
+}
+LABELS = {"label": torch.tensor([0, 1, 2, 3])}
+CAPTIONS = {
+    TOKENS: torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(4)),
+    MASK: torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 1]]),
 }
 
 
@@ -279,7 +294,7 @@ def direction_of(module: nn.Module, seed: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_products_agree_with_a_difference_in_float64(family):
     denoiser, z = FAMILIES[family]()
-    logsnr, cond = torch.tensor([-3.0, -1.0, 0.5, 4.0]), {"label": torch.tensor([0, 1, 2, 3])}
+    logsnr, cond = torch.tensor([-3.0, -1.0, 0.5, 4.0]), CAPTIONS if family == "text" else LABELS
     direction = direction_of(denoiser, 3)
     x_forward, forward = forward_product(denoiser, direction, z, logsnr, cond)
     x_difference, difference = difference_product(denoiser, direction, z, logsnr, cond)
@@ -294,6 +309,7 @@ def test_both_products_agree_with_a_difference_in_float64(family):
 
     exact = copy.deepcopy(denoiser).double()
     h, shifted = 1e-6, []
+    cond = {k: v.double() if v.is_floating_point() else v for k, v in cond.items()}
     for sign in (1, -1):
         moved = copy.deepcopy(exact)
         with torch.no_grad():
