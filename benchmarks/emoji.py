@@ -9,6 +9,7 @@
     python benchmarks/emoji.py picture runs/emoji16-8 runs/emoji16-4 runs/emoji16-2 runs/emoji16-1
     python benchmarks/emoji.py time runs/emoji16-8
     python benchmarks/emoji.py table
+    python benchmarks/emoji.py curve                                    # docs/images/emoji-guidance.png
 
 The same prompts and noise for every line: the captions of 300 training pictures, evenly spread, and of
 all 191 held-out ones, a picture each. FD, precision and recall (k = 3): features of EfficientNet-Lite0,
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from momatch.config import GuidanceConfig
@@ -42,13 +44,14 @@ from momatch.evaluation.precision_recall import precision_recall
 from momatch.evaluation.retrieval import CaptionRetrieval
 from momatch.evaluation.statistics import FeatureStatistics
 from momatch.model import Model
-from momatch.reports.plots import image_grid, save_png
+from momatch.reports.plots import COLOURS, OTHER_COLOUR, image_grid, save_png
 from momatch.schedules import cosine
 from momatch.teachers.load import load_any
 from momatch.text import text_encoder_of
 
 RESULTS = Path(__file__).parent / "results"
-TEACHER, TRAINING_PROMPTS, CLIP = "runs/emoji16-teacher", 300, "static"
+TEACHER, CLIP = "runs/emoji16-teacher", "static"
+TRAINING_PROMPTS, HELD_OUT_PROMPTS = 300, 191
 PROMPTS = (  # the first half are captions or nearly so, the others were never in training
     "red heart", "grinning cat face", "pizza slice", "green apple", "palm tree", "italy flag",
     "green heart with arrow", "blue apple", "cat face with sunglasses", "purple car", "crying sun",
@@ -152,7 +155,7 @@ def picture(students: list[str], scale: float) -> None:
         rows.append(model.sample(len(PROMPTS), model.steps, encoder.encode(PROMPTS), seed=3))
     grid = image_grid(torch.cat(rows), len(PROMPTS))
     path = Path(__file__).parent.parent / "docs/images/emoji.png"
-    save_png(grid.repeat(3, 0).repeat(3, 1), path)
+    save_png(grid, path)
     print(path)
 
 
@@ -195,9 +198,44 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([head, "|---" * 9 + "|", *(line(draws[key]) for key in sorted(draws, key=place))])
 
 
+def curve(report: dict[str, Any]) -> None:
+    """The trade-off of guidance: FD against w, and against the share of pictures that fit their prompt."""
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    lines = {"teacher, 256 steps": ("teacher", 256), "teacher, 8 steps, shift 4": ("teacher, shift 4", 8),
+             "students, 8 steps": ("emoji16-8", 8)}  # fmt: skip
+    colours = (COLOURS["teacher"], OTHER_COLOUR, COLOURS["student"])
+    for (title, (name, steps)), colour in zip(lines.items(), colours, strict=True):
+        rows = [r for r in report["rows"] if r["name"].partition("-w")[0] == name and r["steps"] == steps]
+        points = []
+        for scale in sorted({r["scale"] for r in rows}):
+            mean = mean_of([r for r in rows if r["scale"] == scale])
+            held, trained = mean["retrieval_held_out"], mean["retrieval_training"]
+            fitting = (held * HELD_OUT_PROMPTS + trained * TRAINING_PROMPTS) / mean["num_samples"]
+            points.append((scale, fitting, mean["frechet"]))
+        scales, shares, distances = zip(*points, strict=True)
+        axes[0].plot(scales, distances, color=colour, marker="o", label=title)
+        axes[1].plot(shares, distances, color=colour, marker="o")
+        for scale, share_, distance in points:
+            axes[1].annotate(f"{scale:g}", (share_, distance), textcoords="offset points", xytext=(5, 5))
+    for panel, label in zip(
+        axes, ("guidance scale w", "share that fits its prompt best; w at the points"), strict=True
+    ):
+        panel.set(xlabel=label, ylabel="FD")
+        panel.grid(True, alpha=0.3)
+    axes[0].legend(frameon=False)
+    path = Path(__file__).parent.parent / "docs/images/emoji-guidance.png"
+    figure.savefig(path, dpi=150, transparent=False, facecolor="white")
+    print(path)
+
+
+def mean_of(draws: list[dict[str, Any]]) -> dict[str, Any]:
+    return {k: statistics.mean(each[k] for each in draws) for k in draws[0] if k != "name"}
+
+
 def line(draws: list[dict[str, Any]]) -> str:
     """A line of the table of docs/numbers.md: means over draws, of the distance with lowest and highest."""
-    row = {k: statistics.mean(each[k] for each in draws) for k in draws[0] if k != "name"}
+    row = mean_of(draws)
     row["name"], row["steps"] = draws[0]["name"], draws[0]["steps"]
     distances = [f"{each['frechet']:.0f}" for each in draws]
     frechet = f"{row['frechet']:.0f}"
@@ -213,7 +251,7 @@ def line(draws: list[dict[str, Any]]) -> str:
 def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=["measure", "real", "picture", "time", "table"])
+    parser.add_argument("what", choices=["measure", "real", "picture", "time", "table", "curve"])
     parser.add_argument("models", nargs="*")
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0)
@@ -229,6 +267,8 @@ def main() -> None:
         times(asked.models[0], asked.scale)
     elif asked.what == "real":
         real_pictures()
+    elif asked.what == "curve":
+        curve(json.loads(max(RESULTS.glob("*-emoji.json")).read_text()))
     else:
         print(table(json.loads(max(RESULTS.glob("*-emoji.json")).read_text())))
 

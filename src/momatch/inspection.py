@@ -40,8 +40,6 @@ from momatch.progress import follow_samples
 from momatch.reports.tables import count_of, evaluation_table
 from momatch.teachers.load import load_any, load_teacher
 
-LEGIBLE = 64  # pixels to a side that a picture of a grid should have
-
 
 @dataclass(frozen=True)
 class SampleArguments:
@@ -109,9 +107,7 @@ def sample(arguments: list[str], console: Console) -> None:
         from momatch.reports.plots import image_grid, save_png
 
         pictures = to_pictures(images)
-        factor = max(1, LEGIBLE // pictures.shape[-1])
-        grid = image_grid(pictures, len(prompts) or grid_columns(num))
-        save_png(grid.repeat(factor, 0).repeat(factor, 1), parsed.out)
+        save_png(image_grid(pictures, len(prompts) or grid_columns(num)), parsed.out)
     how = count_of(steps, "step")
     how += f", guided with w = {parsed.guidance:g}" if parsed.guidance else ""
     console.print(f"{num} samples in {how}: {parsed.out}", soft_wrap=True)

@@ -70,13 +70,13 @@ def write_run(path, rows=None, done=1000, config=None):
 def test_image_grid_keeps_every_pixel():
     images = torch.rand(7, 1, 8, 8) * 3 - 1.5
     grid = plots.image_grid(images, 4)
-    gutter, tile = plots.GUTTER_PIXELS, 40
+    gutter, tile = plots.GUTTER_PIXELS, 64
     assert grid.dtype == np.uint8
     assert grid.shape == (2 * (tile + gutter) + gutter, 4 * (tile + gutter) + gutter)
     expected = ((images.clamp(-1, 1) + 1) * 127.5).round().numpy()
     for i in range(7):
         y, x = (gutter + n * (tile + gutter) for n in divmod(i, 4))
-        shown = grid[y : y + tile, x : x + tile].reshape(8, 5, 8, 5)
+        shown = grid[y : y + tile, x : x + tile].reshape(8, 8, 8, 8)
         assert (shown == expected[i, 0][:, None, :, None]).all()
     assert (grid[:gutter] == plots.GUTTER_GREY).all()
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TILE_PIXELS = 40  # smaller pictures are enlarged to about this
+TILE_PIXELS = 64  # smaller pictures are enlarged to about this
 GUTTER_PIXELS, GUTTER_GREY = 2, 96
 INK, GRID = "#7d8590", "#7d859040"
 COLOURS = {"student": "#3b82f6", "teacher": "#e0782f"}
