@@ -20,7 +20,7 @@ import torch
 import momatch
 from momatch.assembly import teacher_training
 from momatch.config import DistillConfig, TeacherConfig
-from momatch.inspection import guided
+from momatch.drawing import guided
 from momatch.reports.plots import image_grid, save_png
 from momatch.text import text_encoder_of
 

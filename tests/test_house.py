@@ -50,6 +50,7 @@ ORDER = [
     "assets",
     "arguments",
     "export",
+    "drawing",
     "inspection",
     "comparison",
     "serving",

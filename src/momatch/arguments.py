@@ -162,3 +162,15 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"{option} {text!r} is not a list of numbers such as 0,0.5,1") from None
+
+
+def check_out(path: Path, *suffixes: str) -> None:
+    """Make the folder of an output, and refuse one that cannot be written, before any work."""
+    if path.suffix not in suffixes:
+        raise UsageError(f"--out {path} must end in {' or '.join(suffixes)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--out {path}: the folder {path.parent} cannot be made ({error.strerror})"
+        ) from None

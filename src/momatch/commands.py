@@ -1,6 +1,6 @@
 """The commands that make models: demo, train-teacher, distill; and plan and recipes, which prepare that.
 
-Each parses its arguments, calls the library and prints the outcome, as do those of `inspection`.
+Each parses its arguments, calls the library and prints the outcome, like those of `drawing`, `inspection`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from momatch.assessment import Candidate
 from momatch.config import DistillConfig, RunConfig, TeacherConfig
 from momatch.data.images import ImageSet
 from momatch.data.sources import load_data
+from momatch.drawing import sample
 from momatch.errors import Notice, UsageError
-from momatch.inspection import evaluate, guidance, measure, report, sample
+from momatch.inspection import evaluate, guidance, measure, report
 from momatch.model import Model
 from momatch.networks.configs import UViTConfig
 from momatch.preparation import PrepareConfig

@@ -21,9 +21,10 @@ from torch import Tensor
 from momatch import validation
 from momatch.config import GuidanceConfig
 from momatch.denoiser import Cond
+from momatch.drawing import grid_columns
 from momatch.errors import RunError, UsageError
 from momatch.fit import with_null_condition
-from momatch.inspection import distilled_guidance, grid_columns, teacher_of_student
+from momatch.inspection import distilled_guidance, teacher_of_student
 from momatch.latents import decoder_of, to_pictures
 from momatch.model import Model
 from momatch.reports.plots import image_grid

@@ -1,17 +1,13 @@
-"""The commands that look at finished models: sample, evaluate, guidance, report."""
+"""The commands that look at finished models: evaluate, guidance, report."""
 
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from torch import Tensor
-from tyro.conf import Fixed, Suppress, UseAppendAction
+from tyro.conf import Fixed, Suppress
 
 from momatch import validation
 from momatch.arguments import (
@@ -19,100 +15,23 @@ from momatch.arguments import (
     OptionalText,
     RunFolder,
     RunName,
+    check_out,
     integers,
-    label_cond,
     numbers,
     parse,
-    prompt_cond,
 )
 from momatch.assessment import Candidate, assess
 from momatch.config import GuidanceConfig
 from momatch.data.images import Split
 from momatch.data.sources import load_data
-from momatch.denoiser import Cond
-from momatch.errors import Notice, UsageError
+from momatch.errors import UsageError
 from momatch.evaluation.conditions import fixed_cond
 from momatch.evaluation.sweep import Row
 from momatch.fit import check_fit, check_null_condition, with_null_condition
-from momatch.latents import decoder_of, to_pictures
 from momatch.model import Model
 from momatch.progress import follow_samples
 from momatch.reports.tables import count_of, evaluation_table
 from momatch.teachers.load import load_any, load_teacher
-
-
-@dataclass(frozen=True)
-class SampleArguments:
-    """Draw pictures from a run's model.
-
-    Attributes:
-        run: folder of a run or of a model, or "digits" for the built-in teacher.
-        steps: network calls a sample; what the model was made for, if left out.
-        num: how many, of all prompts together; 64, or 8 for each prompt, if left out.
-        labels: classes to ask for, such as 0,1,2, taken in turn; all in turn if left out.
-        prompt: a text to ask for, of a model that takes text; may be given more than once, each becomes a
-            column of the grid.
-        guidance: of a teacher, w in (1 + w) g(z, c) − w g(z, ∅), one less than diffusers' guidance_scale; a
-            student has its own distilled in.
-        seed: of the noise.
-        eta: stochasticity: 1 is ancestral, 0 is DDIM.
-        out: a .png for a grid, in which small pictures are enlarged; or an .npz with images (uint8), and
-            labels or prompts.
-    """
-
-    run: RunName
-    steps: OptionalInt = None
-    num: OptionalInt = None
-    labels: OptionalText = None
-    prompt: UseAppendAction[tuple[str, ...]] = ()
-    guidance: float = 0.0
-    seed: int = 0
-    eta: float = 1.0
-    out: Path = Path("samples.png")
-
-
-def sample(arguments: list[str], console: Console) -> None:
-    """`momatch sample RUN`."""
-    parsed = parse(SampleArguments, arguments, "sample")
-    check_out(parsed.out, ".png", ".npz")
-    if not 0 <= parsed.eta <= 1:
-        raise UsageError(f"--eta {parsed.eta} must lie in [0, 1]: 0 is DDIM, 1 is ancestral")
-    model = load_any(parsed.run)
-    prompts, num = parsed.prompt, parsed.num
-    num = (8 * len(prompts) or 64) if num is None else num
-    if 0 < num < len(prompts):
-        raise UsageError(f"--num {num} is for all prompts together, and there are {len(prompts)}")
-    steps = model.steps if parsed.steps is None else parsed.steps
-    if prompts:
-        cond = prompt_cond(prompts, parsed.labels, max(num, 0), model)
-    else:
-        cond = label_cond(parsed.labels, max(num, 0), model)
-    model.check_request(num, steps, cond, parsed.seed)
-    if parsed.guidance and cond is None and model.cond_shapes:
-        raise UsageError(f"--guidance {parsed.guidance} needs something to guide to; give --prompt")
-    if model.info.get("role") == "student" and steps != model.steps:
-        warnings.warn(
-            f"this student was made for {count_of(model.steps, 'step')}, not for {steps}; one "
-            "distilled for that gives better results (momatch distill RECIPE --steps)",
-            Notice,
-            stacklevel=2,
-        )
-    model = guided(model, parsed.guidance)
-    decoder = decoder_of(model)
-    images = model.sample(num, steps, cond, parsed.seed, parsed.eta)
-    images = images if decoder is None else decoder(images)
-    if parsed.out.suffix == ".npz":
-        save_npz(parsed.out, images, cond, [prompts[i % len(prompts)] for i in range(num)] if prompts else [])
-    else:
-        from momatch.reports.plots import image_grid, save_png
-
-        pictures = to_pictures(images)
-        save_png(image_grid(pictures, len(prompts) or grid_columns(num)), parsed.out)
-    how = count_of(steps, "step")
-    how += f", guided with w = {parsed.guidance:g}" if parsed.guidance else ""
-    console.print(f"{num} samples in {how}: {parsed.out}", soft_wrap=True)
-    if model.cond_shapes and not prompts:
-        console.print("Nothing was asked for; ask by --prompt", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -316,45 +235,6 @@ def check_enough(num: int) -> None:
         )
 
 
-def guided(model: Model, scale: float) -> Model:
-    """The model under classifier-free guidance.
-
-    Raises:
-        UsageError: if it is a student, or knows no null condition.
-    """
-    if not scale:
-        return model
-    config = GuidanceConfig(scale=scale)
-    validation.check_guidance(config)
-    if model.info.get("role") == "student":
-        raise UsageError(
-            f"--guidance {scale}: a student has its guidance distilled in; give it to momatch distill as "
-            "--guidance.scale, or sample the teacher"
-        )
-    taken = {*(["label"] if model.num_classes else []), *model.cond_shapes}
-    if not taken or taken - set(model.denoiser.null_values):
-        raise UsageError(f"--guidance {scale}: this model has no null condition to guide away from")
-    return replace(model, denoiser=config.apply(model.denoiser))
-
-
-def save_npz(path: Path, samples: Tensor, cond: Cond | None, prompts: Sequence[str] = ()) -> None:
-    """Pictures as `images` (uint8), latents not decoded as `latents` (float32); and what was asked."""
-    import numpy as np
-
-    arrays: dict[str, Any] = {"labels": cond["label"].numpy()} if cond and "label" in cond else {}
-    arrays |= {"prompts": np.array(prompts)} if prompts else {}
-    if samples.shape[1] in (1, 3):
-        pixels = samples.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        np.savez_compressed(path, images=pixels, **arrays)
-    else:
-        np.savez_compressed(path, latents=samples.float().numpy(), **arrays)
-
-
-def grid_columns(num: int) -> int:
-    """Columns that make a grid of `num` pictures about square."""
-    return max(1, round(num**0.5))
-
-
 def data_for(model: Model, source: str | None) -> Split:
     """The data of that name, or what the model was trained on; pictures at the size the model makes."""
     known = source or model.info.get("data")
@@ -368,15 +248,3 @@ def data_for(model: Model, source: str | None) -> Split:
     else:
         size = int(model.info.get("config", {}).get("image_size", 0))
     return load_data(str(known), size)
-
-
-def check_out(path: Path, *suffixes: str) -> None:
-    """Make the folder of an output, and refuse one that cannot be written, before any work."""
-    if path.suffix not in suffixes:
-        raise UsageError(f"--out {path} must end in {' or '.join(suffixes)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"--out {path}: the folder {path.parent} cannot be made ({error.strerror})"
-        ) from None
