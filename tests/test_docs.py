@@ -106,7 +106,7 @@ def test_the_tables_of_the_methods_and_options_are_what_was_recorded():
 
 
 def test_the_table_of_text_to_image_is_what_was_recorded():
-    module, report = study("2026-11-24-emoji.json", "emoji")
+    module, report = study("2026-11-25-emoji.json", "emoji")
     page = (ROOT / "docs" / "numbers.md").read_text()
     assert module.table(report) in page
 
