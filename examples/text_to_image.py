@@ -20,7 +20,6 @@ import torch
 import momatch
 from momatch.assembly import teacher_training
 from momatch.config import DistillConfig, TeacherConfig
-from momatch.drawing import guided
 from momatch.reports.plots import image_grid, save_png
 from momatch.text import text_encoder_of
 
@@ -59,9 +58,10 @@ def main(budget: float, out: Path, teacher_steps: int) -> None:
     encoder = text_encoder_of(student)
     assert encoder is not None
     asked = encoder.encode(PROMPTS)
+    guided = replace(teacher, denoiser=config.guidance.apply(teacher.denoiser))  # as it was distilled
     rows = []
     for name, model, steps in (
-        ("teacher", guided(teacher, config.guidance.scale), teacher_steps),
+        ("teacher", guided, teacher_steps),
         ("student", student, student.steps),
     ):
         start = time.process_time()

@@ -79,7 +79,7 @@ class WeightingConfig:
         maximum: cap of snr_clipped.
         density: p(s): "power" is s = u^exponent, "rho_grid" is EDM's test-time grid.
         exponent: of the power density; 1 is uniform, above 1 trains more at low noise.
-        delta_exponent: t − s = u^delta_exponent / k; 1 is the paper, below 1 means longer steps.
+        delta_exponent: t − s = u^delta_exponent / k; 1 is the paper, below 1 means longer steps, above 1 shorter.
     """
 
     name: Literal["auto", "flat", "signal", "edm", "v", "snr_clipped", "adaptive"] = "auto"
