@@ -96,7 +96,8 @@ def test_network_without_request_has_no_text():
     without = network(z, logsnr, None)
     summary = network.text(empty[TOKENS], empty[MASK])[1]
     assert torch.equal(summary, network.text.to_summary.bias.expand(2, -1))
-    assert without.shape == z.shape
+    network.text = None  # the same weights, and no way for a text to come in
+    assert torch.equal(without, network(z, logsnr, None))
 
 
 def test_teacher_learns_its_text_width_and_keeps_the_null_condition(run_folder, data):
@@ -167,6 +168,9 @@ def test_encoder_says_what_the_package_carries(data):
     assert torch.allclose(null[TOKENS][0], data.train.null_condition[TOKENS], atol=0.05)
     with pytest.warns(Notice, match="'word .*' is longer than the 16 tokens that are read"):
         assert encoder.encode(["word " * 40])[TOKENS].shape == (1, MAX_TOKENS, TOKEN_DIM)
+    with pytest.warns(Notice):
+        long = encoder.encode(["red heart " * 20, "red heart " * 20 + "with arrow"])
+    assert torch.equal(long[TOKENS][0], long[TOKENS][1])
     assert set(encoder.encode(["", "🎈 café 中文 \ud800 \x00", "  "])) == {TOKENS, MASK}
 
 
@@ -210,6 +214,18 @@ def test_captions_of_ones_own_need_no_pipeline(captioned, run_folder, tmp_path, 
     assert main(["sample", student, "--prompt", "red number 3", "--num", "2", "--out", str(out)]) == 0
     with np.load(out) as arrays:
         assert arrays["images"].shape == (2, 16, 16, 3)
+
+
+@needs_encoder
+def test_captions_of_ones_own_for_a_teacher_of_the_emoji(captioned, run_folder, tmp_path, capsys):
+    data = str(tmp_path / "data")
+    short = ["--teacher", str(run_folder), "--train.num-steps", "2", "--train.batch-size", "4"]
+    short += ["--monitor.every", "0", "--out", str(tmp_path / "student"), "--data"]
+    assert main(["distill", "emoji16-2", *short, str(captioned), "--image-size", "16"]) == 2
+    assert "momatch prepare PICTURES --text-encoder minilm-l6-128" in capsys.readouterr().err
+    encode = ["prepare", str(captioned), "--out", data, "--image-size", "16"]
+    assert main([*encode, "--text-encoder", "minilm-l6-128"]) == 0
+    assert main(["distill", "emoji16-2", *short, data, "--image-size", "0"]) == 0
 
 
 @needs_encoder
@@ -259,6 +275,8 @@ def test_prompts_become_columns_of_a_grid(run_folder, tmp_path):
     [
         (["digits", "--prompt", "red heart"], "this model takes no text; ask it by --labels"),
         (["digits", "--guidance", "nan"], "guidance.scale"),
+        (["digits", "--guidance", "1e300"], "guidance.scale is 1e+300; use 0 to 1000"),
+        (["TEXT", "--labels", "1,2"], "--labels 1,2: this model takes text; ask by --prompt"),
         (["TEXT", "--guidance", "2"], "--guidance 2.0 needs something to guide to; give --prompt"),
         (["TEXT", "--prompt", "a", "--prompt", "b", "--num", "1"], "--num 1 is for all prompts together"),
         (["TEXT", "--prompt", "a", "--labels", "1"], "--labels 1 beside --prompt 'a': ask by one of them"),

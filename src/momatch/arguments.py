@@ -118,7 +118,8 @@ def label_cond(labels: str | None, num: int, model: Model) -> Cond | None:
     if labels is None:
         return {"label": torch.arange(num) % model.num_classes} if model.num_classes else None
     if not model.num_classes:
-        raise UsageError(f"--labels {labels}: this model is unconditional; leave labels out")
+        what = "takes text; ask by --prompt" if model.cond_shapes else "is unconditional; leave labels out"
+        raise UsageError(f"--labels {labels}: this model {what}")
     chosen = torch.tensor(integers(labels, "--labels"))
     wrong = chosen[(chosen < 0) | (chosen >= model.num_classes)]
     if len(wrong):

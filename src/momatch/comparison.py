@@ -184,7 +184,7 @@ class Choice:
             in_turn = torch.arange(asked.num) % self.model.num_classes
             found["label"] = in_turn if asked.label is None else torch.full_like(in_turn, asked.label)
         if self.text_encoder is not None:
-            for name, row in self.text_encoder.encode([asked.prompt]).items():
+            for name, row in self.text_encoder.encode([asked.prompt or ""]).items():
                 found[name] = row.expand(asked.num, *row.shape[1:])
         return found or None
 

@@ -79,7 +79,8 @@ class WeightingConfig:
         maximum: cap of snr_clipped.
         density: p(s): "power" is s = u^exponent, "rho_grid" is EDM's test-time grid.
         exponent: of the power density; 1 is uniform, above 1 trains more at low noise.
-        delta_exponent: t − s = u^delta_exponent / k; 1 is the paper, below 1 means longer steps, above 1 shorter.
+        delta_exponent: t − s = u^delta_exponent / k; 1 is the paper, below 1 means longer steps, above 1
+            shorter ones.
     """
 
     name: Literal["auto", "flat", "signal", "edm", "v", "snr_clipped", "adaptive"] = "auto"
@@ -107,6 +108,9 @@ class WeightingConfig:
         return weighting.rho_grid(schedule) if self.density == "rho_grid" else weighting.power(self.exponent)
 
 
+Clip = Literal["none", "static", "dynamic"]
+
+
 @dataclass(frozen=True)
 class GuidanceConfig:
     """Classifier-free guidance of the teacher; what it does is distilled into the student.
@@ -123,7 +127,7 @@ class GuidanceConfig:
     scale: float = 0.0
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
-    clip: Literal["none", "static", "dynamic"] = "none"
+    clip: Clip = "none"
     percentile: float = 0.995
 
     def apply(self, denoiser: Denoiser) -> Denoiser:

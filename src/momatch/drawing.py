@@ -22,7 +22,7 @@ from momatch.arguments import (
     parse,
     prompt_cond,
 )
-from momatch.config import GuidanceConfig
+from momatch.config import Clip, GuidanceConfig
 from momatch.denoiser import Cond
 from momatch.errors import Notice, UsageError
 from momatch.latents import decoder_of, to_pictures
@@ -44,6 +44,7 @@ class SampleArguments:
             column of the grid.
         guidance: of a teacher, w in (1 + w) g(z, c) − w g(z, ∅), one less than diffusers' guidance_scale; a
             student has its own distilled in.
+        clip: of a teacher's estimates: "static" to [−1, 1], as the emoji recipes distil; "dynamic" rescales.
         seed: of the noise.
         eta: stochasticity: 1 is ancestral, 0 is DDIM.
         out: a .png for a grid, in which small pictures are enlarged; or an .npz with images (uint8), and
@@ -56,6 +57,7 @@ class SampleArguments:
     labels: OptionalText = None
     prompt: UseAppendAction[tuple[str, ...]] = ()
     guidance: float = 0.0
+    clip: Clip = "none"
     seed: int = 0
     eta: float = 1.0
     out: Path = Path("samples.png")
@@ -87,9 +89,11 @@ def sample(arguments: list[str], console: Console) -> None:
             Notice,
             stacklevel=2,
         )
-    model = guided(model, parsed.guidance)
+    model = guided(model, parsed.guidance, parsed.clip)
     decoder = decoder_of(model)
     images = model.sample(num, steps, cond, parsed.seed, parsed.eta)
+    if not images.isfinite().all():
+        raise UsageError(f"{parsed.run} gave samples that are not finite; its training has broken down")
     images = images if decoder is None else decoder(images)
     if parsed.out.suffix == ".npz":
         save_npz(parsed.out, images, cond, [prompts[i % len(prompts)] for i in range(num)] if prompts else [])
@@ -101,27 +105,27 @@ def sample(arguments: list[str], console: Console) -> None:
     how = count_of(steps, "step")
     how += f", guided with w = {parsed.guidance:g}" if parsed.guidance else ""
     console.print(f"{num} samples in {how}: {parsed.out}", soft_wrap=True)
-    if model.cond_shapes and not prompts:
+    if model.cond_shapes and not any(prompts):
         console.print("Nothing was asked for; ask by --prompt", soft_wrap=True)
 
 
-def guided(model: Model, scale: float) -> Model:
-    """The model under classifier-free guidance.
+def guided(model: Model, scale: float, clip: Clip = "none") -> Model:
+    """The model under classifier-free guidance, its estimates clipped.
 
     Raises:
         UsageError: if it is a student, or knows no null condition.
     """
-    if not scale:
+    if not scale and clip == "none":
         return model
-    config = GuidanceConfig(scale=scale)
+    config = GuidanceConfig(scale=scale, clip=clip)
     validation.check_guidance(config)
-    if model.info.get("role") == "student":
+    if scale and model.info.get("role") == "student":
         raise UsageError(
             f"--guidance {scale}: a student has its guidance distilled in; give it to momatch distill as "
             "--guidance.scale, or sample the teacher"
         )
     taken = {*(["label"] if model.num_classes else []), *model.cond_shapes}
-    if not taken or taken - set(model.denoiser.null_values):
+    if scale and (not taken or taken - set(model.denoiser.null_values)):
         raise UsageError(f"--guidance {scale}: this model has no null condition to guide away from")
     return replace(model, denoiser=config.apply(model.denoiser))
 

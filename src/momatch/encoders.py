@@ -100,12 +100,12 @@ class SentenceEncoders:
 
     channels, has_text = 3, True
 
-    def __init__(self, image_size: int):
+    def __init__(self, image_size: int, name: str = WHOLE):
         if not image_size:
             raise UsageError("with --text-encoder, give the side of the pictures: --image-size 32")
         self.image_size = image_size
-        self.fingerprint = WHOLE
-        self._encoder = SentenceEncoder(WHOLE)
+        self.fingerprint = name
+        self._encoder = SentenceEncoder(name)
 
     def load(self) -> None:
         """Nothing: it is small, and there already."""
@@ -115,7 +115,7 @@ class SentenceEncoders:
         return {IMAGES: _levels(items, self.channels)}
 
     def prompts(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """encoder_hidden_states (B, 32, 384), encoder_attention_mask (B, 32)."""
+        """encoder_hidden_states (B, L, D), encoder_attention_mask (B, L)."""
         return self._encoder.encode(captions)
 
     def null_condition(self) -> dict[str, Tensor]:

@@ -15,9 +15,6 @@ from momatch.model import Model
 from momatch.pipelines import encoders_fingerprint
 
 REMEDY = "choose a teacher (--teacher) and data (--data) that fit each other"
-PREPARE = (
-    "make them with momatch prepare PICTURES --teacher PIPELINE --out FOLDER, and give that FOLDER as data"
-)
 
 
 def check_fit(model: Model, images: ImageSet) -> None:
@@ -46,13 +43,16 @@ def check_fit(model: Model, images: ImageSet) -> None:
         )
     _check_encoders(model, images)
     for name, wanted in model.cond_shapes.items():
-        _check_condition(images, name, wanted)
+        _check_condition(model, images, name, wanted)
 
 
-def _check_condition(images: ImageSet, name: str, wanted: tuple[int, ...]) -> None:
+def _check_condition(model: Model, images: ImageSet, name: str, wanted: tuple[int, ...]) -> None:
     if name not in images.conditions:
+        text = model.info.get("text_encoder")
+        by = f"--text-encoder {text}" if text else "--teacher PIPELINE"
         raise ConfigError(
-            f"the data ({images.name}) come without {name}, which the model must be asked with; {PREPARE}"
+            f"the data ({images.name}) come without {name}, which the model must be asked with; make them "
+            f"with momatch prepare PICTURES {by} --out FOLDER, and give that FOLDER as data"
         )
     found = tuple(images.conditions[name].shape[1:])
     if len(found) != len(wanted) or any(

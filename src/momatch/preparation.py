@@ -52,7 +52,8 @@ class PrepareConfig:
         label_field: which is the label.
         seed: of the draws.
         text_encoder: instead of a pipeline: "minilm-l6" encodes captions by all-MiniLM-L6-v2 (the extra
-            `text`) and leaves pictures as they are, for a pixel teacher of your own.
+            `text`) and leaves pictures as they are, for a pixel teacher of your own; "minilm-l6-128" does so
+            in the way of the built-in emoji, for teachers of those.
     """
 
     teacher: str = ""
@@ -65,7 +66,7 @@ class PrepareConfig:
     caption_field: str = ""
     label_field: str = ""
     seed: int = 0
-    text_encoder: Literal["", "minilm-l6"] = ""
+    text_encoder: Literal["", "minilm-l6", "minilm-l6-128"] = ""
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ def _check(source: str, config: PrepareConfig) -> None:
 
 def _encoders(config: PrepareConfig) -> Encoders | SentenceEncoders:
     if config.text_encoder:
-        return SentenceEncoders(config.image_size)
+        return SentenceEncoders(config.image_size, config.text_encoder)
     return Encoders(config.teacher, config.image_size, config.posterior, config.seed)
 
 

