@@ -45,7 +45,7 @@ class SampleArguments:
         guidance: of a teacher, w in (1 + w) g(z, c) − w g(z, ∅), one less than diffusers' guidance_scale; a
             student has its own distilled in.
         clip: of a teacher's estimates: "static" to [−1, 1], as the emoji recipes distil; "dynamic" rescales.
-        seed: of the noise.
+        seed: of the noise; the same number of samples from the same seed are the same samples.
         eta: stochasticity: 1 is ancestral, 0 is DDIM.
         out: a .png for a grid, in which small pictures are enlarged; or an .npz with images (uint8), and
             labels or prompts.
@@ -89,6 +89,12 @@ def sample(arguments: list[str], console: Console) -> None:
             Notice,
             stacklevel=2,
         )
+    if model.cond_shapes and not any(prompts):
+        warnings.warn(
+            "nothing is asked for, so the pictures are of nothing in particular; ask by --prompt",
+            Notice,
+            stacklevel=2,
+        )
     model = guided(model, parsed.guidance, parsed.clip)
     decoder = decoder_of(model)
     images = model.sample(num, steps, cond, parsed.seed, parsed.eta)
@@ -105,8 +111,6 @@ def sample(arguments: list[str], console: Console) -> None:
     how = count_of(steps, "step")
     how += f", guided with w = {parsed.guidance:g}" if parsed.guidance else ""
     console.print(f"{num} samples in {how}: {parsed.out}", soft_wrap=True)
-    if model.cond_shapes and not any(prompts):
-        console.print("Nothing was asked for; ask by --prompt", soft_wrap=True)
 
 
 def guided(model: Model, scale: float, clip: Clip = "none") -> Model:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -94,7 +94,7 @@ class Model:
             steps: network calls for each; `self.steps` if None.
             cond: what to ask for, such as {"label": (n,) int64}, an entry for each sample; None asks for
                 nothing in particular.
-            seed: the same seed gives the same samples, and the same initial noise at any number of steps.
+            seed: the same seed gives the same n samples, and the same initial noise for any n and steps.
             eta: 1 = ancestral, 0 = DDIM.
 
         Returns:
@@ -152,6 +152,11 @@ class Model:
             if missing:
                 raise UsageError(f"this model must be asked for something: give {', '.join(missing)}")
             return
+        if not isinstance(cond, Mapping):
+            raise UsageError(
+                f"cond is a {type(cond).__name__}; give a dictionary, of prompts "
+                "momatch.text_encoder_of(model).encode([…])"
+            )
         if not known:
             raise UsageError("this model is unconditional; leave labels out")
         optional = {key for key, null in self.denoiser.null_values.items() if isinstance(null, float)}
@@ -230,6 +235,8 @@ def load_model(directory: str | Path) -> Model:
     """
     directory = Path(directory)
     path = directory / "model.json"
+    if not directory.exists():
+        raise ModelError(f"there is no folder {directory}; give that of a teacher, student or run")
     if not path.is_file():
         raise ModelError(
             f"{directory} holds no model (no model.json); give the folder of a teacher, student or run"

@@ -362,7 +362,7 @@ def _time_rows(found: Plan) -> list[tuple[str, str]]:
             ("training", f"{steps}, on one GPU that does {ASSUMED_OPERATIONS:.0e} operations a second"),
         ]
     where = f"{found.device}, {found.threads} thread{'s' if found.threads > 1 else ''}"
-    probe_text = f"{found.seconds_per_step * 1000:.3g} ms, mean of {found.probe_steps} on {where}"
+    probe_text = f"{found.seconds_per_step:.3g} s, mean of {found.probe_steps} on {where}"
     return [
         units,
         ("time a step", probe_text),

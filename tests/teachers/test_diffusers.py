@@ -391,7 +391,7 @@ def test_a_name_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(UsageError, match=r"the hub does not give it \(OSError: no connection\)"):
         momatch.load_teacher("someone/else")
-    with pytest.raises(UsageError, match="holds no model"):
+    with pytest.raises(UsageError, match="there is no folder runs/not-yet"):
         momatch.load_teacher("runs/not-yet")
 
 

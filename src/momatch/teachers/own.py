@@ -52,6 +52,10 @@ def load_any(source: str | Path) -> Model:
 def _from_run(path: Path, part: str) -> Model:
     if (path / "model.json").is_file():
         return load_model(path)
+    if part == "student" and (path / "teacher" / "model.json").is_file():
+        raise ModelError(
+            f"{path} holds a teacher, not a student; distil one: momatch distill RECIPE --teacher {path}"
+        )
     if (path / "config.json").is_file() and not (path / part / "model.json").is_file():
         command = "distill" if part == "student" else "train-teacher"
         raise ModelError(
