@@ -5,7 +5,9 @@
     momatch distill emoji16-8 --guidance.scale 0 --out runs/emoji16-8-w0
     python benchmarks/emoji.py measure teacher --steps 256 --scale 1    # a line at a time, into results/
     python benchmarks/emoji.py measure teacher --steps 8 --scale 1 --shift 4
-    python benchmarks/emoji.py measure runs/emoji16-8 --seed 1              # and 2, 3: other noise
+    python benchmarks/emoji.py measure runs/emoji16-8 --seed 1 2 3          # other noise
+    python benchmarks/emoji.py measure runs/emoji16-8 --seed 11 12          # to confirm, see below
+    python benchmarks/emoji.py compare                                  # of the confirming draws, intervals
     python benchmarks/emoji.py picture runs/emoji16-8 runs/emoji16-4 runs/emoji16-2 runs/emoji16-1
     python benchmarks/emoji.py time runs/emoji16-8
     python benchmarks/emoji.py table
@@ -16,6 +18,13 @@ all 191 held-out ones, a picture each. FD, precision and recall (k = 3): feature
 against all 1,911 pictures, or as many as there are samples. Retrieval: the share of 191 held-out captions
 whose picture fits them better than any other of these captions; the same of the training captions, of 300.
 Nearest: the distance to the nearest training picture, over that of held-out pictures.
+
+Settings were chosen by what seeds 1 to 3 gave. Seeds above 10 confirm: other noise and 300 other training
+prompts (the held-out ones are all there are), looked at when nothing was chosen any more. Their features are
+kept, in runs/emoji-features, so that `compare` can pool them.
+
+Rows go to --file, or to the newest of results/*-emoji.json. Each says by fingerprints which weights drew it
+and which teacher those came from; a table of two teachers, or of two trainings in a line, is refused.
 """
 
 from __future__ import annotations
@@ -26,19 +35,22 @@ import statistics
 import time
 from dataclasses import replace
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from momatch.config import GuidanceConfig
 from momatch.data.emoji import load_emoji
+from momatch.data.images import ImageSet
 from momatch.data.rows import spread
 from momatch.evaluation.efficientnet import EfficientNetFeatures
 from momatch.evaluation.features import extract
-from momatch.evaluation.frechet import frechet_distance
+from momatch.evaluation.frechet import frechet_bootstrap, frechet_distance
 from momatch.evaluation.neighbours import compare_distances, nearest_distances
 from momatch.evaluation.precision_recall import precision_recall
 from momatch.evaluation.retrieval import CaptionRetrieval
@@ -50,8 +62,11 @@ from momatch.teachers.load import load_any
 from momatch.text import text_encoder_of
 
 RESULTS = Path(__file__).parent / "results"
+WHAT = ("measure", "real", "picture", "time", "table", "curve", "compare")
 TEACHER, CLIP = "runs/emoji16-teacher", "static"
+FEATURES = Path("runs/emoji-features")
 TRAINING_PROMPTS, HELD_OUT_PROMPTS = 300, 191
+CONFIRMING = 11  # seeds from here on
 PROMPTS = (  # the first half are captions or nearly so, the others were never in training
     "red heart", "grinning cat face", "pizza slice", "green apple", "palm tree", "italy flag",
     "green heart with arrow", "blue apple", "cat face with sunglasses", "purple car", "crying sun",
@@ -62,55 +77,86 @@ PROMPTS = (  # the first half are captions or nearly so, the others were never i
 def model_of(name: str, scale: float, shift: float = 0.0) -> Model:
     """A student's folder, or "teacher" under guidance, on its own schedule or a shifted one."""
     if name != "teacher":
+        if shift:
+            raise SystemExit(f"--shift {shift:g} is of the teacher's schedule, {name} is a student")
         return load_any(name)
     teacher = load_any(TEACHER)
     denoiser = GuidanceConfig(scale=scale, clip=CLIP).apply(teacher.denoiser)
     return replace(teacher, denoiser=denoiser, schedule=cosine(shift))
 
 
-def measure(name: str, steps: int, scale: float, seed: int, shift: float) -> None:
-    """One line of the table, appended to the day's file."""
+def weights_of(name: str) -> dict[str, str]:
+    """Fingerprints of a model and of the teacher that it comes from."""
+    model = load_any(TEACHER if name == "teacher" else name)
+    own = model.fingerprint()
+    return {"weights": own, "teacher": model.info["inputs"]["teacher"] if name != "teacher" else own}
+
+
+def prompts_of(seed: int) -> tuple[ImageSet, ImageSet]:
+    """The pictures whose captions are asked for: of training, and held out."""
     data = load_emoji(16)
-    chosen = data.train.subset(spread(len(data.train), TRAINING_PROMPTS), "prompts")
+    chosen = spread(len(data.train), TRAINING_PROMPTS) + (3 if seed >= CONFIRMING else 0)
+    return data.train.subset(chosen, "prompts"), data.heldout
+
+
+@cache
+def real_features() -> Tensor:
+    """Of all 1,911 pictures, (1911, 320)."""
+    data = load_emoji(16)
+    return extract(EfficientNetFeatures(), torch.cat([data.train.images[:], data.heldout.images[:]]))
+
+
+def measure(name: str, steps: int, scale: float, seed: int, shift: float, path: Path) -> None:
+    """One line of the table."""
+    data, (trained, held) = load_emoji(16), prompts_of(seed)
     model = model_of(name, scale, shift)
     steps = steps or model.steps
     start = time.process_time()
-    asked = [{k: v[:] for k, v in part.conditions.items()} for part in (chosen, data.heldout)]
+    asked = [{k: v[:] for k, v in part.conditions.items()} for part in (trained, held)]
     cond = {k: torch.cat([part[k] for part in asked]) for k in asked[0]}
     samples = model.sample(len(cond["encoder_hidden_states"]), steps, cond, seed)
     seconds = time.process_time() - start
-    real = torch.cat([data.train.images[:], data.heldout.images[:]])
-    features = EfficientNetFeatures()
-    theirs, ours = extract(features, real), extract(features, samples)
+    theirs, ours = real_features(), extract(EfficientNetFeatures(), samples)
     shape = precision_recall(ours, theirs, torch.Generator().manual_seed(0))
-    held, trained = data.heldout, chosen
     unseen = nearest_distances(held.images, data.train.images[:])
-    known = samples[:TRAINING_PROMPTS]
+    nearest = nearest_distances(samples, data.train.images[:])
+    known, new = samples[:TRAINING_PROMPTS], samples[TRAINING_PROMPTS:]
+    config = model.info.get("config", {})
     row = {
         "name": f"teacher, shift {shift:g}" if shift else Path(name).name,
         "steps": steps,
-        "scale": scale if name == "teacher" else model.info["config"]["guidance"]["scale"],
+        "scale": scale if name == "teacher" else config["guidance"]["scale"],
         "seed": seed,
         "num_samples": len(samples),
         "frechet": frechet_distance(*(FeatureStatistics.from_features(f) for f in (ours, theirs))),
         "precision": shape.precision,
         "recall": shape.recall,
-        "retrieval_held_out": share(samples[TRAINING_PROMPTS:], held.conditions),
+        "retrieval_held_out": share(new, held.conditions),
         "retrieval_training": share(known, trained.conditions),
-        "neighbour_ratio": compare_distances(nearest_distances(samples, data.train.images[:]), unseen).ratio,
+        "neighbour_ratio": compare_distances(nearest, unseen).ratio,
+        "neighbour_ratio_held_out": compare_distances(nearest[TRAINING_PROMPTS:], unseen).ratio,
+        "neighbour_ratio_training": compare_distances(nearest[:TRAINING_PROMPTS], unseen).ratio,
         "cpu_seconds_a_picture": seconds / len(samples),
+        **({} if name == "teacher" else {"delta_exponent": config["weighting"]["delta_exponent"]}),
+        **weights_of(name),
     }
-    keep(row)
+    FEATURES.mkdir(parents=True, exist_ok=True)
+    save_file({"features": ours}, FEATURES / f"{key_of(row)}.safetensors")
+    keep(row, path)
     print(row)
 
 
-def real_pictures() -> None:
-    """What real pictures score: the ceilings of retrieval, and a floor of the distance."""
-    data = load_emoji(16)
-    chosen = data.train.subset(spread(len(data.train), TRAINING_PROMPTS), "prompts")
+def key_of(row: dict[str, Any]) -> str:
+    return (
+        "-".join(str(row[k]) for k in ("name", "steps", "scale", "seed")).replace(", ", "-").replace(" ", "-")
+    )
+
+
+def real_pictures(path: Path) -> None:
+    """What real pictures score: the scale of retrieval, and what the distance comes to at the very best."""
+    data, (chosen, _) = load_emoji(16), prompts_of(1)
     images = torch.cat([chosen.images[:], data.heldout.images[:]])
-    real = torch.cat([data.train.images[:], data.heldout.images[:]])
-    theirs, ours = (extract(EfficientNetFeatures(), x) for x in (real, images))
+    theirs, ours = real_features(), extract(EfficientNetFeatures(), images)
     row = {
         "name": "real pictures of these prompts",
         "steps": 0,
@@ -121,7 +167,7 @@ def real_pictures() -> None:
         "retrieval_held_out": share(data.heldout.images[:], data.heldout.conditions),
         "retrieval_training": share(chosen.images[:], chosen.conditions),
     }
-    keep(row)
+    keep(row, path)
     print(row)
 
 
@@ -131,8 +177,7 @@ def share(images: Tensor, conditions: Any) -> float:
     return float((found == torch.arange(len(images))).float().mean())
 
 
-def keep(row: dict[str, Any]) -> None:
-    path = RESULTS / f"{date.today().isoformat()}-emoji.json"
+def keep(row: dict[str, Any], path: Path) -> None:
     report = (
         json.loads(path.read_text())
         if path.exists()
@@ -183,30 +228,84 @@ def times(student: str, scale: float) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The table of docs/numbers.md: real pictures, the teacher, the students."""
-    head = "| | steps | w | FD | precision | recall | retrieval, held out | retrieval, training | nearest |"
+    """The tables of docs/numbers.md: real pictures, the teacher, the students; then the confirming draws."""
+    check_weights(report)
+    head = "| | steps | w | FD | precision | recall | retrieval, held out | retrieval, training |"
+    parts = []
+    for confirming, more in (
+        (False, (" nearest |",)),
+        (True, (" nearest, held out |", " nearest, training |")),
+    ):
+        rows = [row for row in report["rows"] if (row["seed"] >= CONFIRMING) == confirming]
+        titles = head + "".join(more)
+        parts.append("\n".join([titles, "|---" * (8 + len(more)) + "|", *(line(d) for d in lines_of(rows))]))
+    return "\n\n".join(parts)
+
+
+def lines_of(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Draws of each line, in the order of the table."""
     names = ("real pictures of these prompts", "teacher", "teacher, shift 4")
     draws: dict[tuple[str, int, float], list[dict[str, Any]]] = {}
-    for row in report["rows"]:
+    for row in rows:
         draws.setdefault((row["name"], row["steps"], row["scale"]), []).append(row)
 
     def place(key: tuple[str, int, float]) -> tuple[int, bool, bool, int, float]:
         name, steps, scale = key
         known = names.index(name) if name in names else len(names)
-        return known, "instant" in name, scale != 1, -steps, scale
+        return known, name.count("-") > 1, scale != 1, -steps, scale
 
-    return "\n".join([head, "|---" * 9 + "|", *(line(draws[key]) for key in sorted(draws, key=place))])
+    return [draws[key] for key in sorted(draws, key=place)]
+
+
+def check_weights(report: dict[str, Any]) -> None:
+    """Refuse a report that more than one teacher, or more than one training of a student, has rows in."""
+    drawn = [row for row in report["rows"] if row["steps"]]
+    teachers = {row["teacher"] for row in drawn}
+    mixed = [d[0]["name"] for d in lines_of(drawn) if len({row["weights"] for row in d}) > 1]
+    if len(teachers) > 1 or mixed:
+        raise SystemExit(
+            f"rows of {len(teachers)} teachers, of several trainings: {mixed}; measure them anew"
+        )
+
+
+def compare(report: dict[str, Any], path: Path) -> None:
+    """Confirming draws, pooled: bias-corrected FD, and differences to the teacher at 256 steps, w = 1."""
+    check_weights(report)
+    lines = lines_of([row for row in report["rows"] if row["seed"] >= CONFIRMING])
+    pooled = [
+        torch.cat([load_file(FEATURES / f"{key_of(r)}.safetensors")["features"] for r in draws])
+        for draws in lines
+    ]
+    found = frechet_bootstrap(pooled, real_features(), torch.Generator().manual_seed(0))
+    first = next(i for i, d in enumerate(lines) if (d[0]["name"], d[0]["steps"]) == ("teacher", 256))
+    report["confirmation"] = []
+    for i, draws in enumerate(lines):
+        own, difference = found.interval(i), found.difference(i, first)
+        entry = {k: draws[0][k] for k in ("name", "steps", "scale")} | {"num_samples": len(pooled[i])}
+        entry |= {"frechet": own.value, "corrected": own.corrected}
+        if i != first:
+            entry |= {"difference": difference.corrected, "low": difference.low, "high": difference.high}
+        report["confirmation"].append(entry)
+        print(entry)
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 def curve(report: dict[str, Any]) -> None:
-    """The trade-off of guidance: FD against w, and against the share of pictures that fit their prompt."""
+    """The trade-off of guidance: FD against w, and against the share of pictures that fit their prompt.
+
+    The teacher at 256 steps was measured for every w in its first training alone (the file of the search).
+    """
+    first = json.loads(max(RESULTS.glob("*-emoji-search.json")).read_text())["rows"]
+    first = [{**row, "name": "first"} for row in first if row["name"] == "teacher" and row["steps"] == 256]
+    report = {"rows": report["rows"] + first}
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     axes = figure.subplots(1, 2)
-    lines = {"teacher, 256 steps": ("teacher", 256), "teacher, 8 steps, shift 4": ("teacher, shift 4", 8),
+    lines = {"teacher, 256 steps (first training)": ("first", 256), "teacher, 8 steps, shift 4": ("teacher, shift 4", 8),
              "students, 8 steps": ("emoji16-8", 8)}  # fmt: skip
     colours = (COLOURS["teacher"], OTHER_COLOUR, COLOURS["student"])
     for (title, (name, steps)), colour in zip(lines.items(), colours, strict=True):
-        rows = [r for r in report["rows"] if r["name"].partition("-w")[0] == name and r["steps"] == steps]
+        rows = [r for r in report["rows"] if r["seed"] < CONFIRMING and r["steps"] == steps]
+        rows = [r for r in rows if r["name"].partition("-w")[0] == name]
         points = []
         for scale in sorted({r["scale"] for r in rows}):
             mean = mean_of([r for r in rows if r["scale"] == scale])
@@ -230,7 +329,9 @@ def curve(report: dict[str, Any]) -> None:
 
 
 def mean_of(draws: list[dict[str, Any]]) -> dict[str, Any]:
-    return {k: statistics.mean(each[k] for each in draws) for k in draws[0] if k != "name"}
+    """Means of all numbers over draws."""
+    numbers = [k for k, v in draws[0].items() if not isinstance(v, str) and all(k in each for each in draws)]
+    return {k: statistics.mean(each[k] for each in draws) for k in numbers}
 
 
 def line(draws: list[dict[str, Any]]) -> str:
@@ -243,7 +344,8 @@ def line(draws: list[dict[str, Any]]) -> str:
         frechet += f" ({min(distances)}–{max(distances)})"
     shares = [f"{row[k]:.2f}" if k in row else "–" for k in ("precision", "recall")]
     shares += [f"{row[f'retrieval_{part}']:.0%}".replace("%", " %") for part in ("held_out", "training")]
-    shares.append(f"{row['neighbour_ratio']:.2f}" if "neighbour_ratio" in row else "–")
+    parts = ("_held_out", "_training") if row["seed"] >= CONFIRMING else ("",)
+    shares += [f"{row[k]:.2f}" if (k := f"neighbour_ratio{part}") in row else "–" for part in parts]
     steps, scale = (row["steps"], f"{row['scale']:g}") if row["steps"] else ("–", "–")
     return " | ".join([f"| {row['name']}", str(steps), scale, frechet, *shares]) + " |"
 
@@ -251,26 +353,32 @@ def line(draws: list[dict[str, Any]]) -> str:
 def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=["measure", "real", "picture", "time", "table", "curve"])
+    parser.add_argument("what", choices=WHAT)
     parser.add_argument("models", nargs="*")
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--shift", type=float, default=0.0, help="of the teacher's schedule, in logSNR")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, nargs="+", default=[1])
+    parser.add_argument("--file", type=Path, help="of the rows; the newest, if left out")
     asked = parser.parse_args()
+    path = asked.file or max(RESULTS.glob("*-emoji.json"))
+    report = json.loads(path.read_text()) if path.exists() else {}
     if asked.what == "measure":
         for name in asked.models:
-            measure(name, asked.steps, asked.scale, asked.seed, asked.shift)
+            for seed in asked.seed:
+                measure(name, asked.steps, asked.scale, seed, asked.shift, path)
     elif asked.what == "picture":
         picture(asked.models, asked.scale)
     elif asked.what == "time":
         times(asked.models[0], asked.scale)
     elif asked.what == "real":
-        real_pictures()
+        real_pictures(path)
     elif asked.what == "curve":
-        curve(json.loads(max(RESULTS.glob("*-emoji.json")).read_text()))
+        curve(report)
+    elif asked.what == "compare":
+        compare(report, path)
     else:
-        print(table(json.loads(max(RESULTS.glob("*-emoji.json")).read_text())))
+        print(table(report))
 
 
 if __name__ == "__main__":
