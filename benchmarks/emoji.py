@@ -269,9 +269,13 @@ def check_weights(report: dict[str, Any]) -> None:
 
 
 def compare(report: dict[str, Any], path: Path) -> None:
-    """Confirming draws, pooled: bias-corrected FD, and differences to the teacher at 256 steps, w = 1."""
+    """Of the confirming draws that every line has, so that all are of one size and of the same prompts:
+    bias-corrected FD, and differences to the teacher at 256 steps, w = 1.
+    """
     check_weights(report)
     lines = lines_of([row for row in report["rows"] if row["seed"] >= CONFIRMING])
+    shared = set.intersection(*({row["seed"] for row in draws} for draws in lines))
+    lines = [[row for row in draws if row["seed"] in shared] for draws in lines]
     pooled = [
         torch.cat([load_file(FEATURES / f"{key_of(r)}.safetensors")["features"] for r in draws])
         for draws in lines
@@ -300,8 +304,11 @@ def curve(report: dict[str, Any]) -> None:
     report = {"rows": report["rows"] + first}
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     axes = figure.subplots(1, 2)
-    lines = {"teacher, 256 steps (first training)": ("first", 256), "teacher, 8 steps, shift 4": ("teacher, shift 4", 8),
-             "students, 8 steps": ("emoji16-8", 8)}  # fmt: skip
+    lines = {
+        "teacher, 256 steps (first training)": ("first", 256),
+        "teacher, 8 steps, shift 4": ("teacher, shift 4", 8),
+        "students, 8 steps": ("emoji16-8", 8),
+    }
     colours = (COLOURS["teacher"], OTHER_COLOUR, COLOURS["student"])
     for (title, (name, steps)), colour in zip(lines.items(), colours, strict=True):
         rows = [r for r in report["rows"] if r["seed"] < CONFIRMING and r["steps"] == steps]
