@@ -243,7 +243,7 @@ def test_students_that_make_no_pictures_are_told_where_to_go(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["export", "digits-nowhere", "out"], "no model"),
+        (["export", "digits-nowhere", "out"], "there is no folder"),
         (["export", "digits-nowhere", "out", "--push-to-hub", "name"], "organisation/name"),
         (["export", "digits-nowhere", "out", "--format", "pickle"], "pickle"),
     ],
