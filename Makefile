@@ -1,5 +1,6 @@
 # make demo    the main job: distil the built-in digits teacher into 8 steps, evaluate, write a report
 # make test    the daily suite
+# make test-gpu  what a GPU does otherwise, on one
 # make check   everything: lint, types, all tests, examples in the docs
 # Each creates .venv if it is missing.
 # make check-oldest   what touches diffusers, transformers and peft, on the oldest of each, in .venv-oldest
@@ -7,17 +8,20 @@
 PYTHON ?= python3
 THREADS ?= 2
 BIN := .venv/bin
-TEST_ENV := OMP_NUM_THREADS=1
+TEST_ENV := OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
 
 OLDEST := .venv-oldest/bin
 
-.PHONY: demo test check check-oldest lint
+.PHONY: demo test test-gpu check check-oldest lint
 
 demo: .venv/installed
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/momatch demo
 
 test: .venv/installed-dev
 	$(TEST_ENV) $(BIN)/pytest -n 2 -m "not slow"
+
+test-gpu: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_devices.py
 
 check: lint
 	$(TEST_ENV) $(BIN)/pytest -n 2

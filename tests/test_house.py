@@ -15,6 +15,7 @@ SOURCE = Path(momatch.__file__).parent
 # Left to right; a module imports only from rooms to its left. Leaves know nothing of the rest.
 ORDER = [
     "errors",
+    "devices",
     "files",
     "schedules",
     "process",

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from momatch import fit, validation
+from momatch import devices, fit, validation
 from momatch.config import AdapterConfig, ConfigError, DistillConfig, RunConfig, TeacherConfig, to_json
 from momatch.data.emoji import MASK, TOKENS
 from momatch.data.images import ImageSet, Split, stratified_split
 from momatch.data.rows import Rows
-from momatch.denoiser import Denoiser
+from momatch.denoiser import Denoiser, Precision
 from momatch.methods import weighting
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Method
@@ -43,14 +43,16 @@ from momatch.training.seeding import derive_seed
 def distillation(
     teacher: Model, data: Split, config: DistillConfig, directory: str | Path | None = None
 ) -> Run:
-    """A run that distils `teacher` into a student of `config.steps` steps.
+    """A run that distils `teacher` into a student of `config.steps` steps; the teacher moves to its device.
 
     Raises:
         ConfigError: if a value is impossible, or teacher and data do not fit each other.
+        UsageError: if there is no such device.
     """
     validation.check(config)
     fit.check_fit(teacher, data.train)
-    teacher = fit.with_null_condition(teacher, data.train.null_condition)
+    teacher = fit.with_null_condition(teacher.to(devices.resolve(config.device)), data.train.null_condition)
+    teacher = replace(teacher, denoiser=_in_precision(teacher.denoiser, config.precision))
     if config.guidance.scale:
         fit.check_null_condition(teacher, data.train, config.guidance.scale)
     path = _path(directory)
@@ -148,7 +150,7 @@ def _learner(
         )
     shape = registry.with_dropout(teacher.network, dropout)
     with torch.random.fork_rng(devices=[]):
-        network = registry.build(shape)
+        network = registry.build(shape).to(teacher.device)
     network.load_state_dict(denoiser.network.state_dict(keep_vars=shared), assign=shared)
     denoiser.network = network if shared else network.requires_grad_(True)
     return denoiser, shape
@@ -195,10 +197,20 @@ def _denoising(denoiser: Denoiser, schedule: NoiseSchedule) -> Denoising:
     return Denoising(denoiser, schedule, weight, cond_dropout=0.0)
 
 
+def _in_precision(denoiser: Denoiser, precision: Precision) -> Denoiser:
+    """The same weights, used in that precision; so will be the copies that learn."""
+    denoiser = copy.copy(denoiser)
+    denoiser.precision = precision
+    return denoiser
+
+
 def _second_moments(
     teacher: Model, data: ImageSet, config: DistillConfig, directory: Path | None, inputs: dict[str, str]
 ) -> dict[str, Tensor]:
-    """v̂ for Λ: the run's own if it has been estimated, an estimate if one is asked for, or the teacher's."""
+    """v̂ for Λ: the run's own if it has been estimated, an estimate if one is asked for, or the teacher's.
+
+    On the teacher's device.
+    """
     steps = config.instant.lambda_steps
     if steps and directory:
         claim(directory, config, inputs)  # first, since it drops an estimate that belongs to another run
@@ -224,7 +236,7 @@ def _second_moments(
             "the second moments belong to a network of another shape; set instant.lambda_steps to 300, to "
             "estimate them on the data"
         )
-    return moments
+    return {name: v.to(teacher.device) for name, v in moments.items()}
 
 
 def teacher_training(data: Split, config: TeacherConfig, directory: str | Path | None = None) -> Run:
@@ -232,6 +244,7 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
 
     Raises:
         ConfigError: if a value is impossible, or the network does not fit the pictures.
+        UsageError: if there is no such device.
     """
     validation.check(config)
     images = data.train
@@ -254,10 +267,10 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
             )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        network = registry.build(network_config)
+        network = registry.build(network_config).to(devices.resolve(config.device))
     nulls = {"label": num_classes} if num_classes else {}
     nulls |= {name: images.null_condition[name] for name in conditions}
-    denoiser = Denoiser(network, config.prediction, nulls)
+    denoiser = _in_precision(Denoiser(network, config.prediction, nulls), config.precision)
     schedule = config.schedule.build()
     method = Denoising(
         denoiser,
@@ -327,4 +340,4 @@ def _batches(images: ImageSet, model: Model, config: RunConfig) -> Batches:
     instant = isinstance(config, DistillConfig) and config.method == "instant"  # it takes two minibatches
     size = config.train.batch_size * (2 if instant else 1)
     conditions = {name: images.conditions[name] for name in model.cond_shapes}
-    return image_batches(images.images, labels, size, config.train.seed, conditions)
+    return image_batches(images.images, labels, size, config.train.seed, conditions, model.device)

@@ -98,6 +98,6 @@ def _comparable(old: Row, new: Row) -> bool:
 
 def _draw(path: Path, model: Model, steps: int, seed: int, data: ImageSet) -> None:
     path.parent.mkdir(exist_ok=True)
-    samples = model.sample(GRID_SAMPLES, steps, fixed_cond(model, data, GRID_SAMPLES), seed)
+    samples = model.sample(GRID_SAMPLES, steps, fixed_cond(model, data, GRID_SAMPLES), seed).cpu()
     images = to_pictures(samples, decoder_of(model))
     save_png(image_grid(images, GRID_COLUMNS), path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from momatch import validation
+from momatch import devices, validation
 from momatch.arguments import base_config, parse
 from momatch.assembly import distillation, teacher_of, teacher_training
 from momatch.assessment import Candidate
@@ -74,10 +74,12 @@ class DemoArguments:
     Attributes:
         out: the run's folder; the same command again goes on where it stopped.
         num_samples: samples for each line of the table.
+        device: where to train: cpu, cuda, cuda:1; auto is a GPU if there is one.
     """
 
     out: Path = Path("runs/demo")
     num_samples: int = 4000
+    device: str = devices.AUTO
 
 
 def demo(arguments: list[str], console: Console) -> None:
@@ -87,6 +89,7 @@ def demo(arguments: list[str], console: Console) -> None:
     parsed = parse(DemoArguments, arguments, "demo")
     config = recipe("demo")
     assert isinstance(config, DistillConfig)
+    config = replace(config, device=parsed.device)
     teacher, data = teacher_of(config), load_data(config.data, config.image_size)
     console.print(
         f"Teacher: {count(teacher)} parameters, trained on {len(data.train)} digits; "
@@ -96,7 +99,7 @@ def demo(arguments: list[str], console: Console) -> None:
         soft_wrap=True,
     )
     finish(distillation(teacher, data, config, parsed.out), "distilling", console)
-    student = load_any(parsed.out)
+    student = load_any(parsed.out).to(teacher.device)
     console.print(f"Evaluating on {parsed.num_samples} samples each.")
     candidates = [Candidate("teacher", teacher, (8, 64)), Candidate("student", student, (config.steps,))]
     measure(parsed.out, candidates, data, parsed.num_samples, 0, console)

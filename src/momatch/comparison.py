@@ -96,12 +96,12 @@ class Choice:
 
     Attributes:
         name: what the user calls it.
-        model: a student or a teacher; on the GPU, if there is one.
+        model: a student or a teacher; its teacher goes to the same device.
         text_encoder: of a model that takes text, else None.
     """
 
     def __init__(self, name: str, model: Model):
-        self.name, self.model = name, _placed(model)
+        self.name, self.model = name, model
         self.text_encoder = _text_encoder(model)
         self._decoder = decoder_of(model)
         self._teacher: Model | None = None
@@ -166,7 +166,8 @@ class Choice:
                     f"{self.model.info['teacher']} is not the teacher that {self.name} was distilled from; "
                     "put that one back there, or leave the teacher out"
                 )
-            self._teacher = _placed(with_null_condition(found, self.model.denoiser.null_values))
+            found = with_null_condition(found, self.model.denoiser.null_values)
+            self._teacher = found.to(self.model.device)
         return self._teacher
 
     def cond(self, asked: Request) -> Cond | None:
@@ -296,10 +297,3 @@ def _text_encoder(model: Model) -> TextEncoder | None:
     from momatch.text import text_encoder_of
 
     return text_encoder_of(model)
-
-
-def _placed(model: Model) -> Model:
-    """The model, on the GPU if there is one."""
-    if torch.cuda.is_available():
-        model.denoiser.to("cuda")
-    return model

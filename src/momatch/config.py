@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from momatch import schedules
-from momatch.denoiser import Denoiser, Guided, Thresholded
+from momatch.denoiser import Denoiser, Guided, Precision, Thresholded
 from momatch.errors import UsageError
 from momatch.methods import weighting
 from momatch.methods.transition import Posterior, Source
@@ -235,6 +235,9 @@ class TeacherConfig:
         train: length and rhythm.
         optim: optimizer.
         monitor: looks at the samples.
+        device: where to train: "cpu", "cuda", "cuda:1"; "auto" is a GPU if there is one.
+        precision: of the networks' arithmetic: "bfloat16" is quicker on most GPUs. Weights, the optimizer and
+            everything around the networks stay float32.
     """
 
     data: str = "digits"
@@ -250,6 +253,8 @@ class TeacherConfig:
         default_factory=lambda: OptimConfig(learning_rate=2e-3, beta1=0.9, eps=1e-8, warmup_steps=200)
     )
     monitor: MonitorConfig = field(default_factory=lambda: MonitorConfig(every=1000))
+    device: str = "auto"
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -284,6 +289,8 @@ class DistillConfig:
             takes two minibatches of batch_size.
         optim: optimizer, the same for student and auxiliary.
         monitor: looks at the samples.
+        device: where to train: "cpu", "cuda", "cuda:1"; "auto" is a GPU if there is one.
+        precision: of the networks' arithmetic, the teacher's too; as in training a teacher.
     """
 
     teacher: str = "digits"
@@ -308,6 +315,8 @@ class DistillConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    device: str = "auto"
+    precision: Precision = "float32"
 
 
 RunConfig = TeacherConfig | DistillConfig

@@ -8,6 +8,8 @@ denoiser knows its own null condition, the one that stands for "nothing asked fo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from momatch import conventions, process
 from momatch.conventions import TimeConvention
 
 Cond = dict[str, Tensor]
+Precision = Literal["float32", "bfloat16"]
 
 
 class Denoiser(nn.Module):
@@ -32,7 +35,11 @@ class Denoiser(nn.Module):
         clip: the estimate is kept in ± this, as many samplers of pixels do: where α is small, an ε-network's
             errors are amplified 1/α-fold. Derivatives pass as if nothing were clipped, or the network could
             not find its way back. None does not clip.
+        precision: of the network's arithmetic: "bfloat16" is torch's autocast, from float32 weights and back
+            to float32. What stands around the network is float32 in any case.
     """
+
+    precision: Precision = "float32"
 
     def __init__(
         self,
@@ -62,8 +69,10 @@ class Denoiser(nn.Module):
         seen = z
         if self.time.input_scale is not None:
             seen = z * self.time.input_scale(logsnr).to(z.dtype).view(-1, *(1,) * (z.ndim - 1))
-        output = self.network(seen, time, cond)
-        return process.to_x(output, z, logsnr, self.prediction, self.sigma_data)
+        low = self.precision == "bfloat16"
+        with torch.autocast(z.device.type, torch.bfloat16) if low else nullcontext():
+            output = self.network(seen, time, cond)
+        return process.to_x(output.to(z.dtype), z, logsnr, self.prediction, self.sigma_data)
 
     def in_range(self, x: Tensor) -> Tensor:
         """X (B, …) kept in ± clip, with the derivatives of x itself, forward and backward."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 from tyro.conf import UseAppendAction
 
-from momatch import validation
+from momatch import devices, validation
 from momatch.arguments import (
     OptionalInt,
     OptionalText,
@@ -47,6 +47,8 @@ class SampleArguments:
         clip: of a teacher's estimates: "static" to [−1, 1], as the emoji recipes distil; "dynamic" rescales.
         seed: of the noise; the same number of samples from the same seed are the same samples.
         eta: stochasticity: 1 is ancestral, 0 is DDIM.
+        device: where the network runs: cpu, cuda, cuda:1; auto is a GPU if there is one. The same seed
+            gives other samples on a GPU than on the CPU.
         out: a .png for a grid, in which small pictures are enlarged; or an .npz with images (uint8), and
             labels or prompts.
     """
@@ -60,6 +62,7 @@ class SampleArguments:
     clip: Clip = "none"
     seed: int = 0
     eta: float = 1.0
+    device: str = devices.AUTO
     out: Path = Path("samples.png")
 
 
@@ -69,7 +72,8 @@ def sample(arguments: list[str], console: Console) -> None:
     check_out(parsed.out, ".png", ".npz")
     if not 0 <= parsed.eta <= 1:
         raise UsageError(f"--eta {parsed.eta} must lie in [0, 1]: 0 is DDIM, 1 is ancestral")
-    model = load_any(parsed.run)
+    device = devices.resolve(parsed.device)
+    model = load_any(parsed.run).to(device)
     prompts, num = parsed.prompt, parsed.num
     num = (8 * len(prompts) or 64) if num is None else num
     if 0 < num < len(prompts):
@@ -97,7 +101,7 @@ def sample(arguments: list[str], console: Console) -> None:
         )
     model = guided(model, parsed.guidance, parsed.clip)
     decoder = decoder_of(model)
-    images = model.sample(num, steps, cond, parsed.seed, parsed.eta)
+    images = model.sample(num, steps, cond, parsed.seed, parsed.eta).cpu()
     if not images.isfinite().all():
         raise UsageError(f"{parsed.run} gave samples that are not finite; its training has broken down")
     images = images if decoder is None else decoder(images)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from momatch import pipelines
+from momatch import devices, pipelines
 from momatch.data.items import Item
 from momatch.data.pictures import with_channels
 from momatch.data.prepared import IMAGES, LATENTS
@@ -35,9 +35,17 @@ class Encoders:
         UsageError: if the folder holds no pipeline, or the size does not fit.
     """
 
-    def __init__(self, pipeline: str, image_size: int = 0, posterior: str = "sample", seed: int = 0):
+    def __init__(
+        self,
+        pipeline: str,
+        image_size: int = 0,
+        posterior: str = "sample",
+        seed: int = 0,
+        device: str = devices.AUTO,
+    ):
         found = pipelines.components(pipeline)
         self.pipeline, self.posterior, self.seed = pipeline, posterior, seed
+        self._device = devices.resolve(device)
         self.has_text = any(found.get(name) for name in pipelines.TEXT_ENCODERS)
         self.autoencoder_name = next((name for name in pipelines.AUTOENCODERS if found.get(name)), None)
         part = self.autoencoder_name
@@ -54,11 +62,10 @@ class Encoders:
         self._autoencoder: Autoencoder | None = None
 
     def load(self) -> None:
-        """Load what there is, onto the GPU if there is one."""
+        """Load what there is."""
         if not self.has_text and self.autoencoder_name is None:
             return
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._loaded = pipelines.load_encoders(self.pipeline, device)
+        self._loaded = pipelines.load_encoders(self.pipeline, str(self._device))
         if self.autoencoder_name:
             self._autoencoder = Autoencoder(getattr(self._loaded, self.autoencoder_name))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import Fixed, Suppress
 
-from momatch import validation
+from momatch import devices, validation
 from momatch.arguments import (
     OptionalInt,
     OptionalText,
@@ -45,6 +45,7 @@ class EvaluateArguments:
         num: samples for each line.
         seed: of samples and resampling.
         data: data to compare with; what the model was trained on, if left out.
+        device: where networks run: cpu, cuda, cuda:1; auto is a GPU if there is one.
     """
 
     run: RunName
@@ -53,13 +54,15 @@ class EvaluateArguments:
     num: int = 20_000
     seed: int = 0
     data: OptionalText = None
+    device: str = devices.AUTO
 
 
 def evaluate(arguments: list[str], console: Console) -> None:
     """`momatch evaluate RUN`."""
     parsed = parse(EvaluateArguments, arguments, "evaluate")
     check_enough(parsed.num)
-    model = load_any(parsed.run)
+    device = devices.resolve(parsed.device)
+    model = load_any(parsed.run).to(device)
     data = data_for(model, parsed.data)
     inputs = model.info.get("inputs", {})
     if parsed.data is None and inputs.get("data", data.train.fingerprint()) != data.train.fingerprint():
@@ -76,7 +79,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
                 f"--teacher-steps {parsed.teacher_steps}: {parsed.run} is no student; use --steps instead"
             )
         counts = integers(parsed.teacher_steps, "--teacher-steps")
-        teacher = teacher_of_student(model)
+        teacher = teacher_of_student(model).to(device)
         if inputs.get("teacher", teacher.fingerprint()) != teacher.fingerprint():
             raise UsageError(
                 f"{model.info['teacher']} is not the teacher that {parsed.run} was distilled from; "
@@ -119,6 +122,7 @@ class GuidanceArguments:
         num: samples for each line.
         seed: of samples and resampling.
         data: data to compare with; what the model was trained on, if left out.
+        device: where the network runs: cpu, cuda, cuda:1; auto is a GPU if there is one.
         out: picture of the curve, a .png or .svg; its figures are written beside it as .json.
     """
 
@@ -129,6 +133,7 @@ class GuidanceArguments:
     num: int = 4000
     seed: int = 0
     data: OptionalText = None
+    device: str = devices.AUTO
     out: Path = Path("guidance.png")
 
 
@@ -142,7 +147,8 @@ def guidance(arguments: list[str], console: Console) -> None:
     check_out(parsed.out, ".png", ".svg")
     check_enough(parsed.num)
     scales = numbers(parsed.scales, "--scales")
-    model = load_any(parsed.run)
+    device = devices.resolve(parsed.device)
+    model = load_any(parsed.run).to(device)
     if model.info.get("role") == "student":
         raise UsageError(
             f"{parsed.run} is a student, its guidance is distilled in; give its teacher, "

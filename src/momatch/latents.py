@@ -98,7 +98,7 @@ def decoder_of(model: Model) -> Decoder | None:
     autoencoder = load_autoencoder(str(pipeline))
     if autoencoder is None:
         return None
-    autoencoder.vae.to(next(model.denoiser.parameters()).device)
+    autoencoder.vae.to(model.device)
     return autoencoder.decode
 
 

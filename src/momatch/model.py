@@ -15,7 +15,7 @@ import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -75,6 +75,16 @@ class Model:
         size = sum(p.numel() for p in self.denoiser.parameters())
         return f"{type(self).__name__}({size:,} parameters, shape {self.sample_shape}, {self.steps} steps)"
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are; samples are made there."""
+        return next(self.denoiser.parameters()).device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights there, in place, as a module's own `to`; returns the model itself."""
+        self.denoiser.to(device)
+        return self
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits that tell this model's weights from others."""
         return fingerprint(self.denoiser.state_dict())
@@ -94,11 +104,12 @@ class Model:
             steps: network calls for each; `self.steps` if None.
             cond: what to ask for, such as {"label": (n,) int64}, an entry for each sample; None asks for
                 nothing in particular.
-            seed: the same seed gives the same n samples, and the same initial noise for any n and steps.
+            seed: the same seed gives the same n samples, and the same initial noise for any n and steps;
+                others on a GPU than on the CPU, whose random numbers differ.
             eta: 1 = ancestral, 0 = DDIM.
 
         Returns:
-            (n, *sample_shape) float32; pictures live in [−1, 1] but are not clipped.
+            (n, *sample_shape) float32, on the model's device; pictures live in [−1, 1] but are not clipped.
 
         Raises:
             UsageError: if n, steps or a label is out of range.
@@ -111,7 +122,7 @@ class Model:
         """As `sample`, a chunk of samples at a time."""
         steps = self.steps if steps is None else steps
         self.check_request(n, steps, cond, seed)
-        device = next(self.denoiser.parameters()).device
+        device = self.device
         was_training = self.denoiser.training
         self.denoiser.eval()
         try:

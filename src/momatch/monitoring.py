@@ -92,7 +92,7 @@ class Monitor:
 
     def look(self, step: int) -> tuple[Look, list[str]]:
         """Sample, measure, draw; also returns what is alarming about it."""
-        samples = self.model.sample(self.num_samples, self.steps, self.cond, self.seed)
+        samples = self.model.sample(self.num_samples, self.steps, self.cond, self.seed).cpu()
         if not bool(samples.isfinite().all()):
             return self._look(step, float("nan"), None), [
                 "the samples are not finite; lower the learning rate"

@@ -144,7 +144,7 @@ def plan(
         activations=memory.activations,
         workspace=_workspace(memory, costs),
         data=sum(map(held_bytes, tables)),
-        device=str(run.data.images.device),
+        device=str(run.model.device),
         threads=torch.get_num_threads(),
         batch_size=config.train.batch_size,
         num_steps=config.train.num_steps,

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
 
+from momatch import devices
 from momatch.data import prepared
 from momatch.data.items import Collection, Fields, Item, digest
 from momatch.data.sources import open_collection
@@ -54,6 +55,7 @@ class PrepareConfig:
         text_encoder: instead of a pipeline: "minilm-l6" encodes captions by all-MiniLM-L6-v2 (the extra
             `text`) and leaves pictures as they are, for a pixel teacher of your own; "minilm-l6-128" does so
             in the way of the built-in emoji, for teachers of those.
+        device: where a pipeline's encoders run: cpu, cuda, cuda:1; auto is a GPU if there is one.
     """
 
     teacher: str = ""
@@ -67,6 +69,7 @@ class PrepareConfig:
     label_field: str = ""
     seed: int = 0
     text_encoder: Literal["", "minilm-l6", "minilm-l6-128"] = ""
+    device: str = devices.AUTO
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,7 @@ def _check(source: str, config: PrepareConfig) -> None:
 def _encoders(config: PrepareConfig) -> Encoders | SentenceEncoders:
     if config.text_encoder:
         return SentenceEncoders(config.image_size, config.text_encoder)
-    return Encoders(config.teacher, config.image_size, config.posterior, config.seed)
+    return Encoders(config.teacher, config.image_size, config.posterior, config.seed, config.device)
 
 
 def _with_captions(
@@ -284,7 +287,7 @@ def _settings(
 ) -> dict[str, Any]:
     """All that the contents of the shards depend on."""
     fields = asdict(config)
-    for name in ("teacher", "text_encoder", "batch_size", "captions"):
+    for name in ("teacher", "text_encoder", "batch_size", "captions", "device"):
         del fields[name]
     made_by = {"pipeline": str(Path(config.teacher).resolve())} if config.teacher else {}
     return {

@@ -156,6 +156,7 @@ class Run:
         if self._stopping.active:
             self.best.restore(self.model)
         model = merged(self.model)
+        model.denoiser.precision = "float32"  # that of training alone
         if self.directory:
             role = "student" if isinstance(self.config, DistillConfig) else "teacher"
             model.save(self.directory / role)
@@ -300,7 +301,7 @@ def claim(directory: Path, config: RunConfig, inputs: dict[str, str] | None = No
             raise ConfigError(
                 f"{path} is damaged ({error}); choose another --out or delete the folder"
             ) from None
-        changed = config_files.differences(found, wanted)
+        changed = config_files.differences({**found, "device": None}, {**wanted, "device": None})
         begun = checkpoint.paths(directory / "checkpoints") or (directory / "metrics.jsonl").exists()
         if changed and begun:
             raise ConfigError(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Console
 from tyro.conf import Positional, arg
 
+from momatch import devices
 from momatch.arguments import parse
 from momatch.comparison import ANY, MAX_NUM, Choice, Drawing, Outcome, caption, compare, ratio, request
 from momatch.errors import UsageError
@@ -47,11 +48,13 @@ class ServeArguments:
         runs: folders of runs or of models, or "digits" for the built-in teacher.
         port: of the page's address.
         host: who may open it: 127.0.0.1 is this machine alone, 0.0.0.0 everybody who reaches it.
+        device: where networks run: cpu, cuda, cuda:1; auto is a GPU if there is one.
     """
 
     runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")] = ()
     port: int = 7860
     host: str = "127.0.0.1"
+    device: str = devices.AUTO
 
 
 def serve(arguments: list[str], console: Console) -> None:
@@ -60,8 +63,8 @@ def serve(arguments: list[str], console: Console) -> None:
     if not parsed.runs:
         raise UsageError("name what to show: momatch serve RUN ..., a run's folder or digits")
     check_address(parsed.host, parsed.port)
-    gradio = import_gradio()
-    page = build([Choice(name, load_any(name)) for name in dict.fromkeys(parsed.runs)])
+    device, gradio = devices.resolve(parsed.device), import_gradio()
+    page = build([Choice(name, load_any(name).to(device)) for name in dict.fromkeys(parsed.runs)])
     page.queue(default_concurrency_limit=1)
     past_proxies(parsed.host)
     _, address, _ = page.launch(

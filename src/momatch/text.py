@@ -123,7 +123,7 @@ class PipelineEncoder:
     """
 
     def __init__(self, pipeline: str, model: Model):
-        device = next(model.denoiser.parameters()).device
+        device = model.device
         self._pipeline = pipelines.load_encoders(pipeline, str(device))
         factor = 8 if "vae" in model.info else 1
         self._image_size = int(model.info.get("image_size", model.sample_shape[-1] * factor))

@@ -45,7 +45,7 @@ class Replay:
     cond_shapes, num_classes, info = {TOKENS: (-1, 128), MASK: (-1,)}, 0, {}
 
     def __init__(self, images):
-        self.images, self.denoiser = images, SimpleNamespace()
+        self.images, self.denoiser, self.device = images, SimpleNamespace(), images.device
 
     def sample_chunks(self, n, steps, cond, seed):
         assert n == len(self.images) == len(cond[TOKENS])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from momatch import files
 from momatch.data.images import ImageSet
 from momatch.evaluation import efficientnet
@@ -47,15 +49,19 @@ def pixel_features(data: ImageSet, decoder: Decoder | None = None) -> FeatureExt
 
 
 def judges(
-    data: ImageSet, decoder: Decoder | None = None
+    data: ImageSet, decoder: Decoder | None = None, device: torch.device | str = "cpu"
 ) -> tuple[list[FeatureExtractor], Classifier | None]:
-    """What an evaluation looks with: feature extractors, the telling one first, and a judge of requests."""
+    """What an evaluation looks with: feature extractors, the telling one first, and a judge of requests.
+
+    Their networks run on `device`; pictures may come from anywhere.
+    """
     pixels, known = pixel_features(data, decoder), classifier(data)
     if known is not None:
+        known.network.to(device)
         return [known, pixels], known
     if data.classifier != "emoji-matcher":
         return [pixels], None
-    telling = [EfficientNetFeatures()] if efficientnet.installed() else []
+    telling = [EfficientNetFeatures(device)] if efficientnet.installed() else []
     return [*telling, pixels], CaptionRetrieval(data.conditions)
 
 

@@ -46,7 +46,7 @@ class CaptionRetrieval:
     def scores(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [−1, 1] → how well each caption fits, (B, M), −1 to 1."""
         side = min(SIDE, images.shape[-1])
-        return self._matcher.pictures(F.adaptive_avg_pool2d(images.float(), side)) @ self._captions.T
+        return self._matcher.pictures(F.adaptive_avg_pool2d(images.float().cpu(), side)) @ self._captions.T
 
 
 def load_matcher(weights: Path = WEIGHTS) -> Matcher:

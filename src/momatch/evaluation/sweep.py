@@ -77,7 +77,7 @@ def evaluate_at(
     compared with. `watch` gets the samples, a chunk at a time, and passes them on: for progress.
     """
     cond, decoder = fixed_cond(model, data.heldout, num_samples), decoder_of(model)
-    extractors, judge = builtin.judges(data.heldout, decoder)
+    extractors, judge = builtin.judges(data.heldout, decoder, model.device)
     labels, real_labels = cond.get("label") if cond else None, data.heldout.labels
     if judge is not None and judge.metric == "retrieval_accuracy":  # what is asked for is a caption's place
         real_labels = torch.arange(len(data.heldout))
@@ -90,7 +90,8 @@ def evaluate_at(
         chunks = model.sample_chunks(num_samples, steps, cond, seed + SAMPLE_SEED_OFFSET)
         while True:
             start = time.monotonic()
-            chunk = next(chunks, None)
+            made = next(chunks, None)
+            chunk = None if made is None else made.cpu()  # a GPU is waited for
             seconds += time.monotonic() - start
             if chunk is None:
                 return

@@ -3,7 +3,8 @@
 `forward_product` is forward-mode differentiation, exact. `difference_product` is a central difference along
 ν, for networks that forward mode cannot pass: two plain calls, and an error of about 1e-4 in float32. Both
 return the output beside its change. A clip (`Denoiser.clip`) holds the output, not the change. Dynamic
-thresholding is another matter: its threshold stands still for the one and moves for the other.
+thresholding is another matter: its threshold stands still for the one and moves for the other. Both
+compute in float32, whatever the precision of the run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from momatch.denoiser import Cond, Denoiser
+from momatch.denoiser import Cond, Denoiser, Precision
 from momatch.errors import UsageError
 
 ProductMode = Literal["auto", "forward", "difference"]
@@ -43,7 +44,7 @@ def forward_product(
     def call(theta: dict[str, Tensor]) -> Tensor:
         return functional_call(denoiser, theta, (z, logsnr, cond))
 
-    with forward_mode(denoiser):
+    with forward_mode(denoiser), _in_float32(denoiser):
         output, change = jvp(call, (parameters,), (dict(direction),))[:2]
         return output, change
 
@@ -57,7 +58,7 @@ def difference_product(
     parameters = {k: v.detach() for k, v in denoiser.named_parameters() if k in direction}
     size = norm(direction)
     h = RELATIVE_STEP * norm(parameters) / size if size > 0 else 1.0
-    with _unclipped(denoiser):
+    with _unclipped(denoiser), _in_float32(denoiser):
         ahead, behind = (
             functional_call(
                 denoiser,
@@ -134,6 +135,21 @@ def _unclipped(denoiser: nn.Module) -> Iterator[None]:
     finally:
         for module, clip in clips.items():
             module.clip = clip
+
+
+@contextmanager
+def _in_float32(denoiser: nn.Module) -> Iterator[None]:
+    """Inside, networks compute in float32: bfloat16 would lose a difference, and has no forward mode."""
+    precisions: dict[Denoiser, Precision] = {
+        m: m.precision for m in denoiser.modules() if isinstance(m, Denoiser)
+    }
+    try:
+        for module in precisions:
+            module.precision = "float32"
+        yield
+    finally:
+        for module, precision in precisions.items():
+            module.precision = precision
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:

@@ -1,0 +1,33 @@
+"""Where networks run: a GPU if there is one, or what the user names."""
+
+from __future__ import annotations
+
+import torch
+
+from momatch.errors import UsageError
+
+AUTO = "auto"
+
+
+def resolve(name: str = AUTO) -> torch.device:
+    """The device of that name; "auto" is the first CUDA GPU, or the CPU where there is none.
+
+    Args:
+        name: "auto", or as torch names them: "cpu", "cuda", "cuda:1".
+
+    Raises:
+        UsageError: if there is no such device here, or it knows no float64, in which schedules are computed.
+    """
+    if name == AUTO:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UsageError(
+            f"device {name!r} cannot be used here ({reason}); use cpu, cuda, cuda:1 … or auto"
+        ) from None
+    return device
