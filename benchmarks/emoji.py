@@ -1,4 +1,4 @@
-"""Text to image on the built-in emoji, 16×16: section 9 of docs/numbers.md.
+"""Text to image on the built-in emoji, 16×16 or 32×32 (--size): section 9 of docs/numbers.md.
 
     momatch train-teacher emoji16-teacher --out runs/emoji16-teacher
     momatch distill emoji16-8 --out runs/emoji16-8                      # and 4, 2, 1, instant-8
@@ -23,8 +23,12 @@ Settings were chosen by what seeds 1 to 3 gave. Seeds above 10 confirm: other no
 prompts (the held-out ones are all there are), looked at when nothing was chosen any more. Their features are
 kept, in runs/emoji-features, so that `compare` can pool them.
 
-Rows go to --file, or to the newest of results/*-emoji.json. Each says by fingerprints which weights drew it
-and which teacher those came from; a table of two teachers, or of two trainings in a line, is refused.
+Another training of a student lies in a folder named after its seed, runs/emoji16-8-seed1; the rows of a line
+are then draws from several trainings, each with noise of its own.
+
+Rows go to --file, or to the newest of results/*-emoji.json (*-emoji32.json). Each says by fingerprints which
+weights drew it and which teacher those came from; a table of two teachers, or of two trainings of one seed in
+a line, is refused.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -44,9 +48,10 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from momatch import devices
 from momatch.config import GuidanceConfig
 from momatch.data.emoji import load_emoji
-from momatch.data.images import ImageSet
+from momatch.data.images import ImageSet, Split
 from momatch.data.rows import spread
 from momatch.evaluation.efficientnet import EfficientNetFeatures
 from momatch.evaluation.features import extract
@@ -63,8 +68,7 @@ from momatch.text import text_encoder_of
 
 RESULTS = Path(__file__).parent / "results"
 WHAT = ("measure", "real", "picture", "time", "table", "curve", "compare")
-TEACHER, CLIP = "runs/emoji16-teacher", "static"
-FEATURES = Path("runs/emoji-features")
+CLIP = "static"
 TRAINING_PROMPTS, HELD_OUT_PROMPTS = 300, 191
 CONFIRMING = 11  # seeds from here on
 PROMPTS = (  # the first half are captions or nearly so, the others were never in training
@@ -74,56 +78,90 @@ PROMPTS = (  # the first half are captions or nearly so, the others were never i
 )  # fmt: skip
 
 
-def model_of(name: str, scale: float, shift: float = 0.0) -> Model:
+@dataclass(frozen=True)
+class Setting:
+    """Size of the pictures, and where networks run."""
+
+    size: int
+    device: torch.device
+
+    @property
+    def data(self) -> Split:
+        """Pictures and captions."""
+        return load_emoji(self.size)
+
+    @property
+    def teacher(self) -> str:
+        """The teacher's run."""
+        return f"runs/emoji{self.size}-teacher"
+
+    @property
+    def features(self) -> Path:
+        """Where features of the samples are kept."""
+        return Path(f"runs/emoji{self.size}-features")
+
+    @property
+    def name(self) -> str:
+        """Of files with results and pictures."""
+        return "emoji" if self.size == 16 else f"emoji{self.size}"
+
+    def seconds(self) -> float:
+        """CPU time; on a GPU the clock on the wall."""
+        return time.process_time() if self.device.type == "cpu" else time.perf_counter()
+
+
+def model_of(setting: Setting, name: str, scale: float, shift: float = 0.0) -> Model:
     """A student's folder, or "teacher" under guidance, on its own schedule or a shifted one."""
     if name != "teacher":
         if shift:
             raise SystemExit(f"--shift {shift:g} is of the teacher's schedule, {name} is a student")
-        return load_any(name)
-    teacher = load_any(TEACHER)
+        return load_any(name).to(setting.device)
+    teacher = load_any(setting.teacher).to(setting.device)
     denoiser = GuidanceConfig(scale=scale, clip=CLIP).apply(teacher.denoiser)
     return replace(teacher, denoiser=denoiser, schedule=cosine(shift))
 
 
-def weights_of(name: str) -> dict[str, str]:
+def weights_of(setting: Setting, name: str) -> dict[str, str]:
     """Fingerprints of a model and of the teacher that it comes from."""
-    model = load_any(TEACHER if name == "teacher" else name)
+    model = load_any(setting.teacher if name == "teacher" else name)
     own = model.fingerprint()
     return {"weights": own, "teacher": model.info["inputs"]["teacher"] if name != "teacher" else own}
 
 
-def prompts_of(seed: int) -> tuple[ImageSet, ImageSet]:
+def prompts_of(setting: Setting, seed: int) -> tuple[ImageSet, ImageSet]:
     """The pictures whose captions are asked for: of training, and held out."""
-    data = load_emoji(16)
+    data = setting.data
     chosen = spread(len(data.train), TRAINING_PROMPTS) + (3 if seed >= CONFIRMING else 0)
     return data.train.subset(chosen, "prompts"), data.heldout
 
 
 @cache
-def real_features() -> Tensor:
+def real_features(setting: Setting) -> Tensor:
     """Of all 1,911 pictures, (1911, 320)."""
-    data = load_emoji(16)
-    return extract(EfficientNetFeatures(), torch.cat([data.train.images[:], data.heldout.images[:]]))
+    images = torch.cat([setting.data.train.images[:], setting.data.heldout.images[:]])
+    return extract(EfficientNetFeatures(setting.device), images)
 
 
-def measure(name: str, steps: int, scale: float, seed: int, shift: float, path: Path) -> None:
+def measure(
+    setting: Setting, name: str, steps: int, scale: float, seed: int, shift: float, path: Path
+) -> None:
     """One line of the table."""
-    data, (trained, held) = load_emoji(16), prompts_of(seed)
-    model = model_of(name, scale, shift)
+    data, (trained, held) = setting.data, prompts_of(setting, seed)
+    model = model_of(setting, name, scale, shift)
     steps = steps or model.steps
-    start = time.process_time()
+    start = setting.seconds()
     asked = [{k: v[:] for k, v in part.conditions.items()} for part in (trained, held)]
     cond = {k: torch.cat([part[k] for part in asked]) for k in asked[0]}
-    samples = model.sample(len(cond["encoder_hidden_states"]), steps, cond, seed)
-    seconds = time.process_time() - start
-    theirs, ours = real_features(), extract(EfficientNetFeatures(), samples)
+    samples = model.sample(len(cond["encoder_hidden_states"]), steps, cond, seed).cpu()
+    seconds = setting.seconds() - start
+    theirs, ours = real_features(setting), extract(EfficientNetFeatures(setting.device), samples)
     shape = precision_recall(ours, theirs, torch.Generator().manual_seed(0))
     unseen = nearest_distances(held.images, data.train.images[:])
     nearest = nearest_distances(samples, data.train.images[:])
     known, new = samples[:TRAINING_PROMPTS], samples[TRAINING_PROMPTS:]
     config = model.info.get("config", {})
     row = {
-        "name": f"teacher, shift {shift:g}" if shift else Path(name).name,
+        "name": f"teacher, shift {shift:g}" if shift else Path(name).name.partition("-seed")[0],
         "steps": steps,
         "scale": scale if name == "teacher" else config["guidance"]["scale"],
         "seed": seed,
@@ -136,13 +174,14 @@ def measure(name: str, steps: int, scale: float, seed: int, shift: float, path: 
         "neighbour_ratio": compare_distances(nearest, unseen).ratio,
         "neighbour_ratio_held_out": compare_distances(nearest[TRAINING_PROMPTS:], unseen).ratio,
         "neighbour_ratio_training": compare_distances(nearest[:TRAINING_PROMPTS], unseen).ratio,
-        "cpu_seconds_a_picture": seconds / len(samples),
-        **({} if name == "teacher" else {"delta_exponent": config["weighting"]["delta_exponent"]}),
-        **weights_of(name),
+        f"{'cpu_' * (setting.device.type == 'cpu')}seconds_a_picture": seconds / len(samples),
+        **weights_of(setting, name),
     }
-    FEATURES.mkdir(parents=True, exist_ok=True)
-    save_file({"features": ours}, FEATURES / f"{key_of(row)}.safetensors")
-    keep(row, path)
+    if name != "teacher":
+        row |= {"delta_exponent": config["weighting"]["delta_exponent"], "training": config["train"]["seed"]}
+    setting.features.mkdir(parents=True, exist_ok=True)
+    save_file({"features": ours}, setting.features / f"{key_of(row)}.safetensors")
+    keep(setting, row, path)
     print(row)
 
 
@@ -152,11 +191,11 @@ def key_of(row: dict[str, Any]) -> str:
     )
 
 
-def real_pictures(path: Path) -> None:
+def real_pictures(setting: Setting, path: Path) -> None:
     """What real pictures score: the scale of retrieval, and what the distance comes to at the very best."""
-    data, (chosen, _) = load_emoji(16), prompts_of(1)
+    data, (chosen, _) = setting.data, prompts_of(setting, 1)
     images = torch.cat([chosen.images[:], data.heldout.images[:]])
-    theirs, ours = real_features(), extract(EfficientNetFeatures(), images)
+    theirs, ours = real_features(setting), extract(EfficientNetFeatures(setting.device), images)
     row = {
         "name": "real pictures of these prompts",
         "steps": 0,
@@ -167,7 +206,7 @@ def real_pictures(path: Path) -> None:
         "retrieval_held_out": share(data.heldout.images[:], data.heldout.conditions),
         "retrieval_training": share(chosen.images[:], chosen.conditions),
     }
-    keep(row, path)
+    keep(setting, row, path)
     print(row)
 
 
@@ -177,48 +216,56 @@ def share(images: Tensor, conditions: Any) -> float:
     return float((found == torch.arange(len(images))).float().mean())
 
 
-def keep(row: dict[str, Any], path: Path) -> None:
+def keep(setting: Setting, row: dict[str, Any], path: Path) -> None:
     report = (
         json.loads(path.read_text())
         if path.exists()
-        else {"reference": "emoji16, 1,911 pictures", "rows": []}
+        else {"reference": f"emoji{setting.size}, 1,911 pictures", "rows": []}
     )
     same = ("name", "steps", "scale", "seed")
     report["rows"] = [old for old in report["rows"] if any(old[k] != row[k] for k in same)] + [row]
-    report["hardware"] = f"x86-64, 1 thread, shared; torch {torch.__version__}"
+    report["hardware"] = f"{hardware(setting)}; torch {torch.__version__}"
     report["features"] = EfficientNetFeatures.name
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
-def picture(students: list[str], scale: float) -> None:
+def hardware(setting: Setting) -> str:
+    """What it ran on."""
+    if setting.device.type == "cuda":
+        return torch.cuda.get_device_name(setting.device)
+    return "x86-64, 1 thread, shared"
+
+
+def picture(setting: Setting, students: list[str], scale: float) -> None:
     """Prompts in columns; rows: the teacher at 256 steps, then each student, from the same noise."""
     rows = []
     for name in ("teacher", *students):
-        model = model_of(name, scale)
+        model = model_of(setting, name, scale)
         encoder = text_encoder_of(model)
         assert encoder is not None
-        rows.append(model.sample(len(PROMPTS), model.steps, encoder.encode(PROMPTS), seed=3))
+        rows.append(model.sample(len(PROMPTS), model.steps, encoder.encode(PROMPTS), seed=3).cpu())
     grid = image_grid(torch.cat(rows), len(PROMPTS))
-    path = Path(__file__).parent.parent / "docs/images/emoji.png"
+    path = Path(__file__).parent.parent / f"docs/images/{setting.name}.png"
     save_png(grid, path)
     print(path)
 
 
-def times(student: str, scale: float) -> None:
+def times(setting: Setting, student: str, scale: float) -> None:
     """Seconds from prompt to picture, one thread: encoder and sampler, interleaved, medians of 5."""
-    models = {"teacher": model_of("teacher", scale), "student": model_of(student, 0.0)}
+    models = {"teacher": model_of(setting, "teacher", scale), "student": model_of(setting, student, 0.0)}
     encoder = text_encoder_of(models["student"])
     assert encoder is not None
     taken: dict[str, list[float]] = {name: [] for name in models}
     for i in range(6):
         for name, model in models.items():
-            start = time.process_time()
-            model.sample(1, model.steps, encoder.encode(["red heart"]), seed=i)
-            taken[name].append(time.process_time() - start)
+            start = setting.seconds()
+            model.sample(1, model.steps, encoder.encode(["red heart"]), seed=i).cpu()
+            taken[name].append(setting.seconds() - start)
     seconds = {name: statistics.median(each[1:]) for name, each in taken.items()}
-    path = RESULTS / f"{date.today().isoformat()}-emoji-time.json"
+    path = RESULTS / f"{date.today().isoformat()}-{setting.name}-time.json"
+    clock = "1 thread, CPU time" if setting.device.type == "cpu" else f"{hardware(setting)}, wall clock"
     report = {
-        "hardware": f"x86-64, 1 thread, CPU time, median of 5, interleaved; torch {torch.__version__}",
+        "hardware": f"x86-64, {clock}, median of 5, interleaved; torch {torch.__version__}",
         "steps": {name: model.steps for name, model in models.items()},
         "seconds_from_prompt_to_picture": seconds,
         "ratio": seconds["teacher"] / seconds["student"],
@@ -261,14 +308,18 @@ def check_weights(report: dict[str, Any]) -> None:
     """Refuse a report that more than one teacher, or more than one training of a student, has rows in."""
     drawn = [row for row in report["rows"] if row["steps"]]
     teachers = {row["teacher"] for row in drawn}
-    mixed = [d[0]["name"] for d in lines_of(drawn) if len({row["weights"] for row in d}) > 1]
+    mixed = [
+        draws[0]["name"]
+        for draws in lines_of(drawn)
+        if len({row["weights"] for row in draws}) > len({row.get("training", 0) for row in draws})
+    ]
     if len(teachers) > 1 or mixed:
         raise SystemExit(
             f"rows of {len(teachers)} teachers, of several trainings: {mixed}; measure them anew"
         )
 
 
-def compare(report: dict[str, Any], path: Path) -> None:
+def compare(setting: Setting, report: dict[str, Any], path: Path) -> None:
     """Of the confirming draws that every line has, so that all are of one size and of the same prompts:
     bias-corrected FD, and differences to the teacher at 256 steps, w = 1.
     """
@@ -277,10 +328,10 @@ def compare(report: dict[str, Any], path: Path) -> None:
     shared = set.intersection(*({row["seed"] for row in draws} for draws in lines))
     lines = [[row for row in draws if row["seed"] in shared] for draws in lines]
     pooled = [
-        torch.cat([load_file(FEATURES / f"{key_of(r)}.safetensors")["features"] for r in draws])
+        torch.cat([load_file(setting.features / f"{key_of(r)}.safetensors")["features"] for r in draws])
         for draws in lines
     ]
-    found = frechet_bootstrap(pooled, real_features(), torch.Generator().manual_seed(0))
+    found = frechet_bootstrap(pooled, real_features(setting), torch.Generator().manual_seed(0))
     first = next(i for i, d in enumerate(lines) if (d[0]["name"], d[0]["steps"]) == ("teacher", 256))
     report["confirmation"] = []
     for i, draws in enumerate(lines):
@@ -367,23 +418,26 @@ def main() -> None:
     parser.add_argument("--shift", type=float, default=0.0, help="of the teacher's schedule, in logSNR")
     parser.add_argument("--seed", type=int, nargs="+", default=[1])
     parser.add_argument("--file", type=Path, help="of the rows; the newest, if left out")
+    parser.add_argument("--size", type=int, choices=(16, 32), default=16)
+    parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
-    path = asked.file or max(RESULTS.glob("*-emoji.json"))
+    setting = Setting(asked.size, devices.resolve(asked.device))
+    path = asked.file or max(RESULTS.glob(f"*-{setting.name}.json"))
     report = json.loads(path.read_text()) if path.exists() else {}
     if asked.what == "measure":
         for name in asked.models:
             for seed in asked.seed:
-                measure(name, asked.steps, asked.scale, seed, asked.shift, path)
+                measure(setting, name, asked.steps, asked.scale, seed, asked.shift, path)
     elif asked.what == "picture":
-        picture(asked.models, asked.scale)
+        picture(setting, asked.models, asked.scale)
     elif asked.what == "time":
-        times(asked.models[0], asked.scale)
+        times(setting, asked.models[0], asked.scale)
     elif asked.what == "real":
-        real_pictures(path)
+        real_pictures(setting, path)
     elif asked.what == "curve":
         curve(report)
     elif asked.what == "compare":
-        compare(report, path)
+        compare(setting, report, path)
     else:
         print(table(report))
 
