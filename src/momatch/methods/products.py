@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -139,15 +139,24 @@ def _unclipped(denoiser: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _in_float32(denoiser: nn.Module) -> Iterator[None]:
-    """Inside, networks compute in float32: bfloat16 would lose a difference, and has no forward mode."""
+    """Inside, networks compute in float32, not in bfloat16, which forward mode does not pass, nor in TF32.
+
+    A GPU's convolutions are TF32 by default; along so short a step that made differences 5 % wrong.
+    """
     precisions: dict[Denoiser, Precision] = {
         m: m.precision for m in denoiser.modules() if isinstance(m, Denoiser)
     }
+    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [backend.allow_tf32 for backend in backends]
     try:
         for module in precisions:
             module.precision = "float32"
+        for backend in backends:
+            backend.allow_tf32 = False
         yield
     finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
         for module, precision in precisions.items():
             module.precision = precision
 

@@ -112,7 +112,7 @@ class Optimizer:
         for key, flat in moments.items():
             for name, view in self._views(flat).items():
                 view.copy_(state[f"{name}.{key}"])
-        self.adam.state[self.flat] = {"step": state["step"].clone(), **moments}
+        self.adam.state[self.flat] = {"step": state["step"].clone().to(self.flat.device), **moments}
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         """The parts of a flat tensor that belong to each parameter, in its shape and strides."""
