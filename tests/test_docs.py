@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def study(name: str, script: str = "digits"):
     import json
 
     spec = importlib.util.spec_from_file_location(f"{script}_study", ROOT / "benchmarks" / f"{script}.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module, json.loads((ROOT / "benchmarks" / "results" / name).read_text())
 

@@ -383,6 +383,8 @@ def test_recipes_at_32_run_thin(tmp_path):
     run = teacher_training(pictures, replace(full, network=thin, **common), tmp_path)
     assert [event.record.step for event in run] == [1, 2]
     run.finish()
-    run = distillation(load_model(tmp_path / "teacher"), pictures, replace(recipe("emoji32-8"), **common))
-    assert [event.record.step for event in run] == [1, 2]
-    assert run.finish().sample_shape == (3, 32, 32)
+    for name, shift in (("emoji32-8", 6.5), ("emoji32-instant-8", 2.6)):
+        run = distillation(load_model(tmp_path / "teacher"), pictures, replace(recipe(name), **common))
+        assert [event.record.step for event in run] == [1, 2]
+        student = run.finish()
+        assert student.sample_shape == (3, 32, 32) and student.schedule.options["shift"] == shift

@@ -33,6 +33,7 @@ EMOJI_DELTA_EXPONENTS = {
     2: 2.0,
     1: 0.6,
 }  # by steps; above 1 is nearer to means, with less grain
+EMOJI_SHIFTS = {16: 4.0, 32: 6.5}  # of the students' schedule, by size: the last call sees little noise
 
 
 def digits_teacher() -> TeacherConfig:
@@ -131,7 +132,7 @@ def emoji16_teacher() -> TeacherConfig:
 
 
 def emoji32_teacher() -> TeacherConfig:
-    """The same at 32×32: 5 M parameters, half a day or more on one core; only ever run thin here."""
+    """The same at 32×32: 4.9 M parameters; half a day or more on one core, 9 minutes on an H200."""
     small = emoji16_teacher()
     return replace(
         small,
@@ -149,6 +150,7 @@ def emoji(size: int, method: Literal["alternating", "instant"], steps: int) -> D
     weight capped at σ = 0.05, a law of δ that leans to short steps; what each gave is in docs/decisions.md.
     """
     instant = method == "instant"  # a step takes two minibatches
+    shift = 2.6 if instant and size == 32 else EMOJI_SHIFTS[size]  # as measured
     shorter_steps = WeightingConfig("snr_clipped", 400.0, delta_exponent=EMOJI_DELTA_EXPONENTS[steps])
     return DistillConfig(
         teacher=f"runs/emoji{size}-teacher",
@@ -159,7 +161,7 @@ def emoji(size: int, method: Literal["alternating", "instant"], steps: int) -> D
         update="alternating" if instant else "joint",
         weighting=LONGER_STEPS if instant else shorter_steps,
         guidance=GuidanceConfig(scale=1.0, clip="static"),
-        schedule=ScheduleConfig("cosine", shift=4.0 + 2 * math.log(16 / size)),
+        schedule=ScheduleConfig("cosine", shift=shift),
         source="rollout",
         train=TrainConfig(num_steps=120 if instant else 200, batch_size=64, log_every=10),
         optim=OptimConfig(learning_rate=5e-5 if steps > 2 else 1e-4, warmup_steps=20 if instant else 50),
@@ -252,7 +254,8 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     **{f"emoji16-{k}": partial(emoji, 16, "alternating", k) for k in (1, 2, 4, 8)},
     "emoji16-instant-8": partial(emoji, 16, "instant", 8),
     "emoji32-teacher": emoji32_teacher,
-    "emoji32-8": partial(emoji, 32, "alternating", 8),
+    **{f"emoji32-{k}": partial(emoji, 32, "alternating", k) for k in (1, 2, 4, 8)},
+    "emoji32-instant-8": partial(emoji, 32, "instant", 8),
     **{f"imagenet{size}-teacher": partial(imagenet_teacher, size) for size in (64, 128)},
     **{
         f"imagenet{size}-{method}-{steps}": partial(imagenet, size, method, steps)
