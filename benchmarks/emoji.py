@@ -291,14 +291,15 @@ def table(report: dict[str, Any]) -> str:
 
 def lines_of(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Draws of each line, in the order of the table."""
-    names = ("real pictures of these prompts", "teacher", "teacher, shift 4")
+    kinds = ("real pictures of these prompts", "teacher", "teacher, shift")
     draws: dict[tuple[str, int, float], list[dict[str, Any]]] = {}
     for row in rows:
         draws.setdefault((row["name"], row["steps"], row["scale"]), []).append(row)
 
     def place(key: tuple[str, int, float]) -> tuple[int, bool, bool, int, float]:
         name, steps, scale = key
-        known = names.index(name) if name in names else len(names)
+        kind = name.rstrip(" .0123456789")
+        known = kinds.index(kind) if kind in kinds else len(kinds)
         return known, name.count("-") > 1, scale != 1, -steps, scale
 
     return [draws[key] for key in sorted(draws, key=place)]

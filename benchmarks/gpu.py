@@ -1,9 +1,9 @@
 """A training step of the ImageNet 64×64 teacher on a GPU: float32 beside bfloat16, and what plan foretold.
 
-    python benchmarks/gpu.py            # some 45 GiB of GPU memory, a minute
+    python benchmarks/gpu.py            # 52 GiB of GPU memory, a minute
 
-Random pictures: time and memory do not depend on what they show. Time: mean of 8 steps after 4. Memory: the peak
-of torch's allocator over the run, beside `momatch plan` of the same config.
+Random pictures: time and memory do not depend on what they show. Time: mean of 8 steps after 4. Memory: the
+peak of torch's allocator over the run, beside `momatch plan` of the same config.
 """
 
 from __future__ import annotations

@@ -107,9 +107,10 @@ def test_the_tables_of_the_methods_and_options_are_what_was_recorded():
 
 
 def test_the_table_of_text_to_image_is_what_was_recorded():
-    module, report = study("2026-11-25-emoji.json", "emoji")
     page = (ROOT / "docs" / "numbers.md").read_text()
-    assert module.table(report) in page
+    for name in ("2026-11-25-emoji", "2026-11-26-emoji16-h200", "2026-11-26-emoji32"):
+        module, report = study(f"{name}.json", "emoji")
+        assert module.table(report) in page, name
 
 
 def test_the_tables_of_flow_and_latent_models_are_what_was_recorded(monkeypatch):
