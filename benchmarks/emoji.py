@@ -11,7 +11,7 @@
     python benchmarks/emoji.py picture runs/emoji16-8 runs/emoji16-4 runs/emoji16-2 runs/emoji16-1
     python benchmarks/emoji.py time runs/emoji16-8
     python benchmarks/emoji.py table
-    python benchmarks/emoji.py curve                                    # docs/images/emoji-guidance.png
+    python benchmarks/emoji.py curve --file benchmarks/results/2026-11-26-emoji16-h200.json
 
 The same prompts and noise for every line: the captions of 300 training pictures, evenly spread, and of
 all 191 held-out ones, a picture each. FD, precision and recall (k = 3): features of EfficientNet-Lite0,
@@ -61,7 +61,7 @@ from momatch.evaluation.precision_recall import precision_recall
 from momatch.evaluation.retrieval import CaptionRetrieval
 from momatch.evaluation.statistics import FeatureStatistics
 from momatch.model import Model
-from momatch.reports.plots import COLOURS, OTHER_COLOUR, image_grid, save_png
+from momatch.reports.plots import COLOURS, image_grid, save_png
 from momatch.schedules import cosine
 from momatch.teachers.load import load_any
 from momatch.text import text_encoder_of
@@ -71,6 +71,7 @@ WHAT = ("measure", "real", "picture", "time", "table", "curve", "compare")
 CLIP = "static"
 TRAINING_PROMPTS, HELD_OUT_PROMPTS = 300, 191
 CONFIRMING = 11  # seeds from here on
+LEAST_SHARE = 0.05  # half the range of shares that a plot shows at least
 PROMPTS = (  # the first half are captions or nearly so, the others were never in training
     "red heart", "grinning cat face", "pizza slice", "green apple", "palm tree", "italy flag",
     "green heart with arrow", "blue apple", "cat face with sunglasses", "purple car", "crying sun",
@@ -346,23 +347,14 @@ def compare(setting: Setting, report: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
-def curve(report: dict[str, Any]) -> None:
-    """The trade-off of guidance: FD against w, and against the share of pictures that fit their prompt.
-
-    The teacher at 256 steps was measured for every w in its first training alone (the file of the search).
-    """
-    first = json.loads(max(RESULTS.glob("*-emoji-search.json")).read_text())["rows"]
-    first = [{**row, "name": "first"} for row in first if row["name"] == "teacher" and row["steps"] == 256]
-    report = {"rows": report["rows"] + first}
+def curve(setting: Setting, report: dict[str, Any]) -> None:
+    """The trade-off of guidance: FD against w, and against the share of pictures that fit their prompt."""
+    check_weights(report)
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     axes = figure.subplots(1, 2)
-    lines = {
-        "teacher, 256 steps (first training)": ("first", 256),
-        "teacher, 8 steps, shift 4": ("teacher, shift 4", 8),
-        "students, 8 steps": ("emoji16-8", 8),
-    }
-    colours = (COLOURS["teacher"], OTHER_COLOUR, COLOURS["student"])
-    for (title, (name, steps)), colour in zip(lines.items(), colours, strict=True):
+    lines = (("teacher", "teacher", 256), ("student", f"emoji{setting.size}-8", 8))
+    for role, name, steps in lines:
+        title, colour = f"{role}, {steps} steps", COLOURS[role]
         rows = [r for r in report["rows"] if r["seed"] < CONFIRMING and r["steps"] == steps]
         rows = [r for r in rows if r["name"].partition("-w")[0] == name]
         points = []
@@ -381,8 +373,11 @@ def curve(report: dict[str, Any]) -> None:
     ):
         panel.set(xlabel=label, ylabel="FD")
         panel.grid(True, alpha=0.3)
+    low, high = axes[1].get_xlim()
+    if high - low < 2 * LEAST_SHARE:  # a standard error of a share is 2 points: no zooming into noise
+        axes[1].set_xlim((low + high) / 2 - LEAST_SHARE, (low + high) / 2 + LEAST_SHARE)
     axes[0].legend(frameon=False)
-    path = Path(__file__).parent.parent / "docs/images/emoji-guidance.png"
+    path = Path(__file__).parent.parent / f"docs/images/{setting.name}-guidance.png"
     figure.savefig(path, dpi=150, transparent=False, facecolor="white")
     print(path)
 
@@ -436,7 +431,7 @@ def main() -> None:
     elif asked.what == "real":
         real_pictures(setting, path)
     elif asked.what == "curve":
-        curve(report)
+        curve(setting, report)
     elif asked.what == "compare":
         compare(setting, report, path)
     else:
