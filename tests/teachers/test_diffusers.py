@@ -415,6 +415,7 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path):
         scheduler.write_text(good)
     for entries, sentence in [
         ({"_class_name": "UNet1DModel"}, "holds a UNet1DModel; momatch knows"),
+        ({"_class_name": "MomentMatchingNetwork"}, "a student that momatch has exported"),
         ({"sample_size": None}, "give their side"),
         ({"in_channels": 3}, "cannot load|takes 3 channels"),
         ({"num_class_embeds": 5}, "lack 1|keys are missing"),  # the latter is diffusers' own, before 0.35

@@ -27,7 +27,8 @@ COLUMNS = (
 )
 SHORT_COLUMNS = ("model", "steps", "FD [95 %]", "floor", "KID", "prec.", "recall", "acc.", "near", "1/s")
 LEGEND = (
-    "Floor: real training pictures. Near: distance to the nearest of these, over that of held-out pictures."
+    "FD, KID: distances to real pictures, lower is better. Floor: real training pictures. "
+    "Near: distance to the nearest of these, over that of held-out pictures."
 )
 MISSING = "–"
 

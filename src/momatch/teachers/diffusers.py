@@ -24,6 +24,7 @@ from momatch.pipelines import AUTOENCODERS
 from momatch.teachers import noise
 
 # What the first DiT and PixArt pipelines call their network, by its norm_type.
+EXPORTED = "MomentMatchingNetwork"  # class of our own networks in an exported folder
 LEGACY = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 STEPS = 64  # network calls that such a teacher samples with unless told otherwise
 FLUX_SIZE = 128  # of FluxPipeline's latents, unless told otherwise
@@ -89,6 +90,11 @@ def load(
     class_name = str(config.get("_class_name"))
     if class_name == "Transformer2DModel":
         class_name = LEGACY.get(str(config.get("norm_type")), class_name)
+    if class_name == EXPORTED:
+        raise UsageError(
+            f"{folder} is a student that momatch has exported for diffusers to open; give momatch itself the "
+            "folder of the run or of the student that it was made of"
+        )
     if class_name not in FAMILIES:
         raise UsageError(
             f"{part} holds a {class_name}; momatch knows {', '.join(FAMILIES)}: wrap others in "
