@@ -272,6 +272,11 @@ def test_half_precision_is_the_networks_alone_and_of_training_alone(device, data
     assert {p.dtype for p in student.denoiser.parameters()} == {torch.float32}
 
 
+def test_another_precision_is_refused(data):
+    with pytest.raises(ConfigError, match="precision is float16; use float32 or bfloat16"):
+        distillation(teacher(), data, replace(CONFIG, precision="float16"))  # pyright: ignore
+
+
 @DEVICES
 def test_half_precision_hardly_turns_the_gradient(device, data):
     found = {}

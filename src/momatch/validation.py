@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 from momatch.config import AdapterConfig, ConfigError, DistillConfig, GuidanceConfig, RunConfig, to_json
+from momatch.denoiser import Precision
 from momatch.model import MAX_SEED, MAX_STUDENT_STEPS
 from momatch.networks.configs import UNetConfig, UViTConfig
 
@@ -38,6 +39,8 @@ def check(config: RunConfig) -> None:
         value = getattr(config.optim, key)
         _require(0 <= value < math.inf, f"optim.{key}", value, "it must not be negative")
     _require(0 <= config.train.seed < MAX_SEED, "train.seed", config.train.seed, f"use 0 to {MAX_SEED - 1}")
+    known = get_args(Precision)
+    _require(config.precision in known, "precision", config.precision, f"use {' or '.join(known)}")
     _require(config.image_size >= 0, "image_size", config.image_size, "it must be 0 (as they are) or more")
     for key in ("shift", "shift_high"):
         value = getattr(config.schedule, key)
