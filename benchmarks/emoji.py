@@ -187,9 +187,8 @@ def measure(
 
 
 def key_of(row: dict[str, Any]) -> str:
-    return (
-        "-".join(str(row[k]) for k in ("name", "steps", "scale", "seed")).replace(", ", "-").replace(" ", "-")
-    )
+    words = (str(row[k]) for k in ("name", "steps", "scale", "seed", "weights"))
+    return "-".join(words).replace(", ", "-").replace(" ", "-")
 
 
 def real_pictures(setting: Setting, path: Path) -> None:
@@ -323,7 +322,8 @@ def check_weights(report: dict[str, Any]) -> None:
 
 def compare(setting: Setting, report: dict[str, Any], path: Path) -> None:
     """Of the confirming draws that every line has, so that all are of one size and of the same prompts:
-    bias-corrected FD, and differences to the teacher at 256 steps, w = 1.
+    bias-corrected FD, and differences to the teacher at 256 steps, w = 1. Prompts are resampled, the same
+    ones for every line: the intervals are for other prompts and pictures, not for another training.
     """
     check_weights(report)
     lines = lines_of([row for row in report["rows"] if row["seed"] >= CONFIRMING])
@@ -333,7 +333,9 @@ def compare(setting: Setting, report: dict[str, Any], path: Path) -> None:
         torch.cat([load_file(setting.features / f"{key_of(r)}.safetensors")["features"] for r in draws])
         for draws in lines
     ]
-    found = frechet_bootstrap(pooled, real_features(setting), torch.Generator().manual_seed(0))
+    prompts = torch.arange(TRAINING_PROMPTS + HELD_OUT_PROMPTS).repeat(len(shared))
+    random = torch.Generator().manual_seed(0)
+    found = frechet_bootstrap(pooled, real_features(setting), random, groups=prompts)
     first = next(i for i, d in enumerate(lines) if (d[0]["name"], d[0]["steps"]) == ("teacher", 256))
     report["confirmation"] = []
     for i, draws in enumerate(lines):

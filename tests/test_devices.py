@@ -24,7 +24,7 @@ from momatch.config import (
 )
 from momatch.data.images import ImageSet, Split
 from momatch.data.wordings import Wordings
-from momatch.denoiser import Denoiser
+from momatch.denoiser import Denoiser, Guided, Thresholded
 from momatch.errors import UsageError
 from momatch.evaluation.efficientnet import EfficientNetFeatures
 from momatch.evaluation.features import extract
@@ -89,7 +89,7 @@ def finished(config, data, directory=None, network=UNET) -> Model:
     return run.finish()
 
 
-@pytest.mark.parametrize("name", ["quantum", "cuda:99", "meta", ""])
+@pytest.mark.parametrize("name", ["quantum", "cuda:99", "meta", "", "cpu:7", "hpu", "privateuseone"])
 def test_a_device_that_is_not_there_is_refused_in_a_sentence(name, data):
     with pytest.raises(UsageError, match=f"device '{name}' cannot be used here .* use cpu"):
         distillation(teacher(), data, replace(CONFIG, device=name))
@@ -184,6 +184,9 @@ def test_the_same_pictures_and_wordings_are_drawn_everywhere(device):
     here = image_batches(images, labels, 64, 0, conditions)(5)
     assert there.x.device.type == there.normal().device.type == device
     assert torch.equal(there.x.cpu(), here.x)
+    assert not torch.equal(
+        there.normal(), image_batches(images, labels, 64, 0, conditions, device)(6).normal()
+    )
     for name in ("label", "t"):
         assert there.cond[name].device.type == device
         assert torch.equal(there.cond[name].cpu(), here.cond[name])
@@ -202,8 +205,12 @@ def test_a_run_may_move_to_another_device(data, tmp_path):
 
 def test_the_name_of_the_device_does_not_make_another_run(data, tmp_path):
     finished(replace(CONFIG, device="cpu"), data, tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["device"] == "cpu"
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert kept["device"] == "cpu" == log_of(tmp_path)[0]["device"]
     assert not list(distillation(teacher(), data, replace(CONFIG, device="auto"), tmp_path))  # it is complete
+    del kept["precision"], kept["device"]  # as older folders
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    assert not list(distillation(teacher(), data, CONFIG, tmp_path))
     with pytest.raises(ConfigError, match="precision"):
         next(distillation(teacher(), data, replace(CONFIG, precision="bfloat16"), tmp_path).events())
 
@@ -273,8 +280,38 @@ def test_half_precision_is_the_networks_alone_and_of_training_alone(device, data
 
 
 def test_another_precision_is_refused(data):
+    with pytest.raises(ConfigError, match='device is cpu; give its name, such as "cuda:0"'):
+        distillation(teacher(), data, replace(CONFIG, device=torch.device("cpu")))  # pyright: ignore
     with pytest.raises(ConfigError, match="precision is float16; use float32 or bfloat16"):
         distillation(teacher(), data, replace(CONFIG, precision="float16"))  # pyright: ignore
+
+
+@pytest.mark.parametrize("wrapper", [Guided, Thresholded])
+def test_half_precision_goes_through_wrappers_and_leaves_the_teacher_alone(wrapper, data):
+    plain = teacher()
+    given = replace(plain, denoiser=wrapper(plain.denoiser, 0.9))
+    run = distillation(given, data, replace(CONFIG, precision="bfloat16", device="cpu"))
+    inside = []
+    parts = (run.method.teacher, run.method.student, run.method.auxiliary)
+    for part in parts:
+        part.unwrapped.network.register_forward_hook(lambda m, a, out: inside.append(out.dtype))
+    run.method.step(0, run.batches(0))
+    assert inside == [torch.bfloat16] * 3
+    assert given.denoiser.precision == given.denoiser.unwrapped.precision == "float32"
+
+
+@DEVICES
+@pytest.mark.parametrize("prediction", ["v", "x", "eps"])
+def test_a_teacher_is_trained_in_half_precision_and_predictions_come_back_whole(prediction, device, data):
+    settings, quiet = TrainConfig(num_steps=2, batch_size=4), MonitorConfig(0)
+    config = TeacherConfig(network=UNET, train=settings, monitor=quiet, prediction=prediction, device=device)
+    run = teacher_training(data, replace(config, precision="bfloat16"))
+    inside = []
+    hook = run.model.denoiser.network.register_forward_hook(lambda m, a, out: inside.append(out.dtype))
+    x = run.model.denoiser(torch.zeros(2, 1, 8, 8, device=device), torch.zeros(2, device=device))
+    hook.remove()
+    assert inside == [torch.bfloat16] and x.dtype == torch.float32
+    assert len(list(run)) == 2
 
 
 @DEVICES
@@ -305,6 +342,26 @@ def test_the_product_of_algorithm_3_survives_half_precision(device):
     difference = difference_product(denoiser, direction, z, logsnr, cond)[1]
     assert float((difference - exact).norm() / exact.norm()) < 0.01
     assert denoiser.precision == "bfloat16"
+    with torch.autocast(device, torch.bfloat16):  # of whoever calls
+        assert torch.equal(forward_product(denoiser, direction, z, logsnr, cond)[1], exact)
+        assert torch.equal(difference_product(denoiser, direction, z, logsnr, cond)[1], difference)
+
+
+@pytest.mark.parametrize("product", [forward_product, difference_product])
+def test_tf32_is_off_inside_the_products_and_back_afterwards(product):
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [b.allow_tf32 for b in backends]
+    denoiser, seen = teacher().denoiser, []
+    denoiser.network.register_forward_hook(lambda *_: seen.append([b.allow_tf32 for b in backends]))
+    direction = {k: torch.ones_like(p) for k, p in denoiser.named_parameters()}
+    try:
+        for allowed in (True, False):
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+            product(denoiser, direction, torch.zeros(2, 1, 8, 8), torch.zeros(2), None)
+            assert [b.allow_tf32 for b in backends] == [allowed, allowed]
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    assert seen and all(flags == [False, False] for flags in seen)
 
 
 def log_of(directory) -> list[dict]:

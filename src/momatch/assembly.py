@@ -19,7 +19,7 @@ from momatch.config import AdapterConfig, ConfigError, DistillConfig, RunConfig,
 from momatch.data.emoji import MASK, TOKENS
 from momatch.data.images import ImageSet, Split, stratified_split
 from momatch.data.rows import Rows
-from momatch.denoiser import Denoiser, Precision
+from momatch.denoiser import Denoiser
 from momatch.methods import weighting
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Method
@@ -52,7 +52,7 @@ def distillation(
     validation.check(config)
     fit.check_fit(teacher, data.train)
     teacher = fit.with_null_condition(teacher.to(devices.resolve(config.device)), data.train.null_condition)
-    teacher = replace(teacher, denoiser=_in_precision(teacher.denoiser, config.precision))
+    teacher = replace(teacher, denoiser=teacher.denoiser.in_precision(config.precision))
     if config.guidance.scale:
         fit.check_null_condition(teacher, data.train, config.guidance.scale)
     path = _path(directory)
@@ -197,13 +197,6 @@ def _denoising(denoiser: Denoiser, schedule: NoiseSchedule) -> Denoising:
     return Denoising(denoiser, schedule, weight, cond_dropout=0.0)
 
 
-def _in_precision(denoiser: Denoiser, precision: Precision) -> Denoiser:
-    """The same weights, used in that precision; so will be the copies that learn."""
-    denoiser = copy.copy(denoiser)
-    denoiser.precision = precision
-    return denoiser
-
-
 def _second_moments(
     teacher: Model, data: ImageSet, config: DistillConfig, directory: Path | None, inputs: dict[str, str]
 ) -> dict[str, Tensor]:
@@ -270,7 +263,7 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         network = registry.build(network_config).to(devices.resolve(config.device))
     nulls = {"label": num_classes} if num_classes else {}
     nulls |= {name: images.null_condition[name] for name in conditions}
-    denoiser = _in_precision(Denoiser(network, config.prediction, nulls), config.precision)
+    denoiser = Denoiser(network, config.prediction, nulls).in_precision(config.precision)
     schedule = config.schedule.build()
     method = Denoising(
         denoiser,

@@ -7,6 +7,7 @@ denoiser knows its own null condition, the one that stands for "nothing asked fo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Literal
@@ -81,6 +82,12 @@ class Denoiser(nn.Module):
         # an infinite x less itself is nan, hence nan_to_num; everywhere else that difference is 0
         return x.detach().clamp(-self.clip, self.clip) + (x - x.detach()).nan_to_num()
 
+    def in_precision(self, precision: Precision) -> Denoiser:
+        """The same weights, used in another precision; this denoiser stays as it is."""
+        other = copy.copy(self)
+        other.precision = precision
+        return other
+
     @property
     def unwrapped(self) -> Denoiser:
         """The denoiser without guidance or clipping around it; this one, if there is none."""
@@ -128,6 +135,13 @@ class Wrapper(Denoiser):
         self.prediction: process.Prediction = denoiser.prediction
         self.null_values = denoiser.null_values
         self.time, self.sigma_data, self.clip = denoiser.time, denoiser.sigma_data, denoiser.clip
+
+    def in_precision(self, precision: Precision) -> Denoiser:
+        """As Denoiser's own, through all wrappers."""
+        other = copy.copy(self)
+        other._modules = {"denoiser": self.denoiser.in_precision(precision)}  # a copy shares its modules
+        other.precision = precision
+        return other
 
     @property
     def unwrapped(self) -> Denoiser:

@@ -22,10 +22,10 @@ def resolve(name: str = AUTO) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type == "meta":
-            raise RuntimeError("it computes nothing")
+        if device.type == "meta" or (device.type == "cpu" and device.index):
+            raise RuntimeError("it computes nothing" if device.type == "meta" else "there is one CPU")
         torch.zeros(1, dtype=torch.float64, device=device)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UsageError(
             f"device {name!r} cannot be used here ({reason}); use cpu, cuda, cuda:1 … or auto"

@@ -238,7 +238,13 @@ class _Log:
         if not self.started:
             self._drop_from(record.step)
             rows.append(
-                dict(event="start", step=record.step, data_mean=monitor.data_mean, data_std=monitor.data_std)
+                dict(
+                    event="start",
+                    step=record.step,
+                    data_mean=monitor.data_mean,
+                    data_std=monitor.data_std,
+                    device=str(monitor.model.device),
+                )
             )
             self.started = True
         if record.metrics:
@@ -301,7 +307,8 @@ def claim(directory: Path, config: RunConfig, inputs: dict[str, str] | None = No
             raise ConfigError(
                 f"{path} is damaged ({error}); choose another --out or delete the folder"
             ) from None
-        changed = config_files.differences({**found, "device": None}, {**wanted, "device": None})
+        same = {"device": None}  # a run may go on elsewhere
+        changed = config_files.differences({"precision": "float32"} | found | same, wanted | same)
         begun = checkpoint.paths(directory / "checkpoints") or (directory / "metrics.jsonl").exists()
         if changed and begun:
             raise ConfigError(

@@ -19,6 +19,7 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: naming the key, its value and what is allowed.
     """
+    _require(isinstance(config.device, str), "device", config.device, 'give its name, such as "cuda:0"')
     for key, value in _flatten(to_json(config)):
         if isinstance(value, float):
             _require(math.isfinite(value), key, value, "it must be finite")

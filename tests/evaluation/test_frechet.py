@@ -136,3 +136,31 @@ def test_intervals_match_monte_carlo():
     assert value.mean() > truth_far
     assert abs(corrected.mean() - truth_far) < 2.5 * corrected.std() / 50**0.5
     assert covered.mean() >= 0.88
+
+
+def test_groups_are_resampled_whole_and_alike_in_every_set():
+    """Two models asked the same prompts: the interval of their difference is that of fresh prompts."""
+    groups = torch.arange(100).repeat(2)
+    reference = normal(400, 3, 1)
+
+    def sets(seed):
+        prompts = normal(100, 3, seed)[groups]
+        return [prompts + normal(200, 3, 1000 + seed, 0.3), 1.1 * prompts + normal(200, 3, 2000 + seed, 0.3)]
+
+    def error(seed, groups):
+        found = frechet_bootstrap(sets(seed), reference, rng(seed), 60, groups=groups)
+        return found.difference(1, 0).standard_error
+
+    drawn = [[distance(s, reference) for s in sets(seed)] for seed in range(200)]
+    spread = float(torch.tensor([b - a for a, b in drawn]).std())
+    told, alone = (sum(error(seed, each) for seed in range(20)) / 20 for each in (groups, None))
+    assert 0.8 * spread < told < 1.35 * spread  # the reference is resampled too
+    assert alone > 1.5 * told
+
+
+def test_groups_of_one_give_every_set_the_same_resample():
+    groups, a = torch.arange(50), normal(50, 3)
+    found = frechet_bootstrap([a, a], normal(70, 3, 1), rng(), 20, groups=groups)
+    assert torch.equal(found.resampled[:, 0], found.resampled[:, 1]) and found.resampled[:, 0].std() > 0
+    with pytest.raises(ValueError, match="50 samples are in groups, the sets have \\[50, 40\\]"):
+        frechet_bootstrap([a, a[:40]], normal(70, 3, 1), rng(), groups=groups)

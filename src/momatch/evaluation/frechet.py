@@ -112,6 +112,7 @@ def frechet_bootstrap(
     generator: torch.Generator,
     resamples: int = 200,
     blocks: int = 200,
+    groups: Tensor | None = None,
 ) -> FrechetBootstrap:
     """Fréchet distances of one or more generated sets to a reference, resampled.
 
@@ -122,15 +123,17 @@ def frechet_bootstrap(
 
     Args:
         generated: (N, D), or several such sets, not necessarily of one size; drawn independently of one
-            another.
+            another unless `groups` says otherwise.
         reference: (M, D).
         generator: source of the resampling, on the CPU.
         resamples: R.
         blocks: for sets above 2,000 samples.
+        groups: (N,) int64 from 0, which samples belong together, in all sets alike: those of one prompt, say,
+            or of one noise. Groups are resampled whole, the same ones in every set; sets must be of size N.
 
     Raises:
-        ValueError: if a set is unusable, the dimensions differ, or fewer than 2 resamples or blocks are asked
-        for.
+        ValueError: if a set is unusable, the dimensions differ, sizes do not fit the groups, or fewer than 2
+        resamples or blocks are asked for.
     """
     if resamples < 2 or blocks < 2:
         raise ValueError(
@@ -139,12 +142,24 @@ def frechet_bootstrap(
     sets = [generated] if isinstance(generated, Tensor) else list(generated)
     for features in sets:
         check_pair(features, reference)
+    if groups is not None and {len(groups)} != {len(s) for s in sets}:
+        raise ValueError(f"{len(groups)} samples are in groups, the sets have {[len(s) for s in sets]}")
     origin = reference.double().cpu().mean(0)
-    moments = [
-        _BlockMoments(s.detach().double().cpu() - origin, blocks, generator) for s in [reference, *sets]
-    ]
-    values = _distances([block.all() for block in moments])
-    resampled = [_distances([block.resample(generator) for block in moments]) for _ in range(resamples)]
+    real, *others = [s.detach().double().cpu() - origin for s in [reference, *sets]]
+    whole = _BlockMoments(real, blocks, generator)
+    if groups is None:
+        moments = [_BlockMoments(s, blocks, generator) for s in others]
+    else:
+        moments = [_GroupMoments(s, groups.cpu()) for s in others]
+
+    def resample() -> list[float]:
+        again = [whole.weighted(whole.draw(generator))]
+        shared = None if groups is None else moments[0].draw(generator)
+        again += [m.weighted(m.draw(generator) if shared is None else shared) for m in moments]
+        return _distances(again)
+
+    values = _distances([m.weighted(m.once()) for m in [whole, *moments]])
+    resampled = [resample() for _ in range(resamples)]
     double = torch.float64
     return FrechetBootstrap(torch.tensor(values, dtype=double), torch.tensor(resampled, dtype=double))
 
@@ -160,13 +175,13 @@ class _BlockMoments:
         self.sums = torch.stack([part.sum(0) for part in parts])
         self.products = torch.stack([(part.T @ part).flatten() for part in parts])
 
-    def all(self) -> FeatureStatistics:
-        return self.weighted(torch.ones_like(self.sizes))
+    def once(self) -> Tensor:
+        return torch.ones_like(self.sizes)
 
-    def resample(self, generator: torch.Generator) -> FeatureStatistics:
+    def draw(self, generator: torch.Generator) -> Tensor:
         count = len(self.sizes)
         drawn = torch.randint(count, (count,), generator=generator)
-        return self.weighted(drawn.bincount(minlength=count).double())
+        return drawn.bincount(minlength=count).double()
 
     def weighted(self, weights: Tensor) -> FeatureStatistics:
         n = float(weights @ self.sizes)
@@ -174,6 +189,21 @@ class _BlockMoments:
         products = (weights @ self.products).view(len(mean), len(mean))
         covariance = (products - n * torch.outer(mean, mean)) / (n - 1)
         return FeatureStatistics(mean, covariance, round(n))
+
+
+class _GroupMoments(_BlockMoments):
+    """The same for groups that are given: too many for their products to be kept."""
+
+    def __init__(self, features: Tensor, groups: Tensor):
+        self.features, self.groups = features, groups
+        self.sizes = groups.bincount().double()
+
+    def weighted(self, weights: Tensor) -> FeatureStatistics:
+        each = weights[self.groups]
+        n = float(each.sum())
+        mean = each @ self.features / n
+        products = (self.features * each[:, None]).T @ self.features
+        return FeatureStatistics(mean, (products - n * torch.outer(mean, mean)) / (n - 1), round(n))
 
 
 def _distances(statistics: list[FeatureStatistics]) -> list[float]:

@@ -146,6 +146,7 @@ def _in_float32(denoiser: nn.Module) -> Iterator[None]:
     precisions: dict[Denoiser, Precision] = {
         m: m.precision for m in denoiser.modules() if isinstance(m, Denoiser)
     }
+    device = next(denoiser.parameters()).device
     backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
     before = [backend.allow_tf32 for backend in backends]
     try:
@@ -153,7 +154,8 @@ def _in_float32(denoiser: nn.Module) -> Iterator[None]:
             module.precision = "float32"
         for backend in backends:
             backend.allow_tf32 = False
-        yield
+        with torch.autocast(device.type, enabled=False):  # whatever stands around the run
+            yield
     finally:
         for backend, allowed in zip(backends, before, strict=True):
             backend.allow_tf32 = allowed
