@@ -6,7 +6,7 @@
 # make check-oldest   what touches diffusers, transformers and peft, on the oldest of each, in .venv-oldest
 
 PYTHON ?= python3
-THREADS ?= 2
+THREADS ?= $(or $(OMP_NUM_THREADS),2)
 BIN := .venv/bin
 TEST_ENV := OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
 

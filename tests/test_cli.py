@@ -181,7 +181,11 @@ def test_samples_are_a_function_of_the_seed(run):
 MISTAKES = [
     (["frobnicate"], "unknown command 'frobnicate'"),
     (["distill"], "name a recipe"),
-    (["distill", "digits-9", "--out", "{tmp}/a"], "unknown recipe 'digits-9'"),
+    (["distill", "digits-9", "--out", "{tmp}/a"], "unknown recipe 'digits-9'; did you mean digits-"),
+    (
+        ["distill", "emoji32-8", "--out", "{tmp}/a", "--teacher", "{tmp}/emoji32-teacher"],
+        "train that teacher first, momatch train-teacher emoji32-teacher --out",
+    ),
     (["distill", "digits-teacher", "--out", "{tmp}/a"], "momatch train-teacher"),
     (["distill", "--out", "{tmp}/a"], "name the recipe first"),
     (["distill", "digits-8"], "--out"),

@@ -91,8 +91,9 @@ def finished(config, data, directory=None, network=UNET) -> Model:
 
 @pytest.mark.parametrize("name", ["quantum", "cuda:99", "meta", "", "cpu:7", "hpu", "privateuseone"])
 def test_a_device_that_is_not_there_is_refused_in_a_sentence(name, data):
-    with pytest.raises(UsageError, match=f"device '{name}' cannot be used here .* use cpu"):
+    with pytest.raises(UsageError, match=f"device '{name}' cannot be used here.*; use cpu") as refused:
         distillation(teacher(), data, replace(CONFIG, device=name))
+    assert len(str(refused.value)) < 200
 
 
 def test_the_command_line_refuses_a_device_before_any_work(tmp_path, capsys):

@@ -182,6 +182,7 @@ def distill(arguments: list[str], console: Console) -> None:
     parsed = parse(DistillArguments, rest, "distill RECIPE", DistillArguments(tyro.MISSING, base))
     config = parsed.config
     validation.check(config)
+    check_teacher_is_there(config)
     teacher, data = teacher_of(config), load_data(config.data, config.image_size)
     finish(distillation(teacher, data, config, parsed.out), "distilling", console)
     out = shlex.quote(str(parsed.out))
@@ -263,6 +264,20 @@ def teacher_recipe(config: RunConfig) -> TeacherConfig | None:
         return None
     made = recipe(name)
     return made if isinstance(made, TeacherConfig) and made.image_size else None
+
+
+def check_teacher_is_there(config: DistillConfig) -> None:
+    """Say how to get the teacher of a recipe that has not been trained yet.
+
+    Raises:
+        UsageError: naming the command.
+    """
+    if teacher_recipe(config):
+        name, folder = Path(config.teacher).name, shlex.quote(config.teacher)
+        raise UsageError(
+            f"there is no folder {folder}; train that teacher first, momatch train-teacher {name} --out "
+            f"{folder}, or name another by --teacher"
+        )
 
 
 def finish(run: Run, title: str, console: Console) -> None:

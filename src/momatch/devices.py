@@ -7,6 +7,7 @@ import torch
 from momatch.errors import UsageError
 
 AUTO = "auto"
+LONGEST_REASON = 100  # of torch, in characters
 
 
 def resolve(name: str = AUTO) -> torch.device:
@@ -26,8 +27,9 @@ def resolve(name: str = AUTO) -> torch.device:
             raise RuntimeError("it computes nothing" if device.type == "meta" else "there is one CPU")
         torch.zeros(1, dtype=torch.float64, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = f" ({reason})" if len(reason) <= LONGEST_REASON else ""  # torch may list all its backends
         raise UsageError(
-            f"device {name!r} cannot be used here ({reason}); use cpu, cuda, cuda:1 … or auto"
+            f"device {name!r} cannot be used here{why}; use cpu, cuda, cuda:1 … or auto"
         ) from None
     return device

@@ -5,6 +5,7 @@ The numbers are explained, with what was tried, in docs/decisions.md.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -276,5 +277,7 @@ def recipe(name: str) -> RunConfig:
         ConfigError: if there is none of that name.
     """
     if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {name!r}; choose one of {', '.join(RECIPES)}")
+        near = difflib.get_close_matches(name, RECIPES, 3, 0.7)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ConfigError(f"unknown recipe {name!r}; {meant}momatch recipes lists them")
     return RECIPES[name]()

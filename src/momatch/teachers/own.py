@@ -57,9 +57,8 @@ def _from_run(path: Path, part: str) -> Model:
             f"{path} holds a teacher, not a student; distil one: momatch distill RECIPE --teacher {path}"
         )
     if (path / "config.json").is_file() and not (path / part / "model.json").is_file():
-        command = "distill" if part == "student" else "train-teacher"
         raise ModelError(
-            f"the run {path} has no {part} yet; run its momatch {command} command again to finish it"
+            f"the run {path} has no {part} yet; to finish it, run the command again that began it"
         )
     return load_model(path / part if (path / part).is_dir() else path)
 
