@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from momatch.data.emoji import MASK, TOKENS, load_emoji
+from momatch.errors import Notice
 from momatch.evaluation import builtin, efficientnet
 from momatch.evaluation.conditions import fixed_rows
 from momatch.evaluation.efficientnet import SIDE, EfficientNetFeatures
@@ -55,7 +56,8 @@ class Replay:
 def test_evaluation_asks_for_held_out_captions_and_counts_what_fits(data, monkeypatch):
     monkeypatch.setattr(efficientnet, "installed", lambda: False)  # for speed
     held = data.heldout.images[:]
-    result = evaluate_at(Replay(held), "model", data, 8, len(held), resamples=2).result
+    with pytest.warns(Notice, match=r"judged on pixels alone; pip install 'momatch\[features\]'"):
+        result = evaluate_at(Replay(held), "model", data, 8, len(held), resamples=2).result
     ceiling = result.get("retrieval_accuracy_reference").value
     assert result.get("retrieval_accuracy").value == ceiling > 0.2
     fewer = held[fixed_rows(data.heldout, 100)]  # they are spread over the captions, not the first 100

