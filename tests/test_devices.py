@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import momatch
-from momatch import cli, devices, schedules
+from momatch import cli, devices
 from momatch.assembly import distillation, teacher_training
 from momatch.config import (
     AdapterConfig,
@@ -22,26 +22,22 @@ from momatch.config import (
     StoppingConfig,
     TeacherConfig,
 )
-from momatch.data.images import ImageSet, Split
 from momatch.data.wordings import Wordings
-from momatch.denoiser import Denoiser, Guided, Thresholded
+from momatch.denoiser import Guided, Thresholded
 from momatch.errors import UsageError
 from momatch.evaluation.efficientnet import EfficientNetFeatures
 from momatch.evaluation.features import extract
 from momatch.evaluation.sweep import evaluate_at
 from momatch.methods.products import difference_product, forward_product
 from momatch.model import Model, load_model
-from momatch.networks.configs import UNetConfig, UViTConfig
-from momatch.networks.registry import build
 from momatch.planning import plan
 from momatch.training import batches, seeding
 from momatch.training.batches import image_batches
 from momatch.training.loop import TrainConfig
+from tiny_models import UNET, UVIT, make_teacher, random_pictures
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
-UNET = UNetConfig(channels=(8, 16), attention_levels=(1,), num_classes=3, embedding_dim=16)
-UVIT = UViTConfig(channels=(8,), width=16, depth=1, num_classes=3, embedding_dim=16)
 CONFIG = DistillConfig(
     steps=2,
     instant=InstantConfig(lambda_steps=2),
@@ -61,21 +57,9 @@ CONFIGS = [
 NAMES = ["alternating", "instant", "difference", "rollout", "dropout", "adapter"]
 
 
-def teacher(network=UNET) -> Model:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = build(network)
-        for parameter in net.parameters():
-            parameter.data += 0.05 * torch.randn_like(parameter)
-    denoiser = Denoiser(net, "v", {"label": 3})
-    return Model(denoiser, network, schedules.cosine(), (1, 8, 8), 4, 3, {"role": "teacher"})
-
-
 @pytest.fixture
 def data():
-    images = torch.rand(90, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    pictures = ImageSet(images, torch.arange(90) % 3, 3, "random")
-    return Split(pictures, pictures)
+    return random_pictures()
 
 
 def weights(model: Model) -> torch.Tensor:
@@ -83,7 +67,7 @@ def weights(model: Model) -> torch.Tensor:
 
 
 def finished(config, data, directory=None, network=UNET) -> Model:
-    run = distillation(teacher(network), data, config, directory)
+    run = distillation(make_teacher(network), data, config, directory)
     for _ in run:
         pass
     return run.finish()
@@ -92,7 +76,7 @@ def finished(config, data, directory=None, network=UNET) -> Model:
 @pytest.mark.parametrize("name", ["quantum", "cuda:99", "meta", "", "cpu:7", "hpu", "privateuseone"])
 def test_a_device_that_is_not_there_is_refused_in_a_sentence(name, data):
     with pytest.raises(UsageError, match=f"device '{name}' cannot be used here.*; use cpu") as refused:
-        distillation(teacher(), data, replace(CONFIG, device=name))
+        distillation(make_teacher(), data, replace(CONFIG, device=name))
     assert len(str(refused.value)) < 200
 
 
@@ -124,7 +108,7 @@ def test_auto_is_a_gpu_if_there_is_one():
 def test_every_option_trains_and_resumes_there(config, network, device, data, tmp_path):
     config = replace(config, device=device)
     unbroken = finished(config, data, tmp_path / "a", network)
-    first = distillation(teacher(network), data, config, tmp_path / "b").events()
+    first = distillation(make_teacher(network), data, config, tmp_path / "b").events()
     next(first), next(first), next(first)
     first.close()
     resumed = finished(config, data, tmp_path / "b", network)
@@ -132,7 +116,7 @@ def test_every_option_trains_and_resumes_there(config, network, device, data, tm
     # some sums of a GPU come in any order
     close = dict(rtol=0, atol=0) if device == "cpu" else dict(rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(weights(unbroken), weights(resumed), **close)
-    assert not torch.equal(weights(resumed), weights(teacher(network)))
+    assert not torch.equal(weights(resumed), weights(make_teacher(network)))
     cond = {"label": torch.tensor([0, 1, 2])}
     loaded = load_model(tmp_path / "b" / "student")
     assert loaded.device.type == "cpu"
@@ -165,7 +149,7 @@ def test_a_gpu_computes_what_the_cpu_does(config, data, monkeypatch):
     monkeypatch.setattr(torch, "rand", drawn_on_the_cpu(torch.rand))
     found = {}
     for device in ("cpu", "cuda"):
-        run = distillation(teacher(), data, replace(config, device=device, student_dropout=0.0))
+        run = distillation(make_teacher(), data, replace(config, device=device, student_dropout=0.0))
         for step in (0, 1):
             for loss in run.method.step(step, run.batches(step)).losses.values():
                 loss.backward()
@@ -196,7 +180,7 @@ def test_the_same_pictures_and_wordings_are_drawn_everywhere(device):
 
 @GPU
 def test_a_run_may_move_to_another_device(data, tmp_path):
-    events = distillation(teacher(), data, replace(CONFIG, device="cuda"), tmp_path).events()
+    events = distillation(make_teacher(), data, replace(CONFIG, device="cuda"), tmp_path).events()
     next(events)
     events.close()
     student = finished(replace(CONFIG, device="cpu"), data, tmp_path)
@@ -208,12 +192,14 @@ def test_the_name_of_the_device_does_not_make_another_run(data, tmp_path):
     finished(replace(CONFIG, device="cpu"), data, tmp_path)
     kept = json.loads((tmp_path / "config.json").read_text())
     assert kept["device"] == "cpu" == log_of(tmp_path)[0]["device"]
-    assert not list(distillation(teacher(), data, replace(CONFIG, device="auto"), tmp_path))  # it is complete
+    assert not list(
+        distillation(make_teacher(), data, replace(CONFIG, device="auto"), tmp_path)
+    )  # it is complete
     del kept["precision"], kept["device"]  # as older folders
     (tmp_path / "config.json").write_text(json.dumps(kept))
-    assert not list(distillation(teacher(), data, CONFIG, tmp_path))
+    assert not list(distillation(make_teacher(), data, CONFIG, tmp_path))
     with pytest.raises(ConfigError, match="precision"):
-        next(distillation(teacher(), data, replace(CONFIG, precision="bfloat16"), tmp_path).events())
+        next(distillation(make_teacher(), data, replace(CONFIG, precision="bfloat16"), tmp_path).events())
 
 
 @DEVICES
@@ -235,7 +221,7 @@ def test_networks_give_there_what_they_give_on_the_cpu(device):
     z = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     logsnr, label = torch.tensor([-5.0, 0.0, 5.0]), torch.tensor([0, 3, 2])
     for network in (UNET, UVIT):
-        model = teacher(network)
+        model = make_teacher(network)
         guided = GuidanceConfig(2.0, -6, 6, "dynamic").apply(model.denoiser)
         here = guided(z, logsnr, {"label": label})
         model.to(device)
@@ -265,7 +251,7 @@ def test_features_there_are_those_of_the_cpu(monkeypatch):
 @DEVICES
 def test_half_precision_is_the_networks_alone_and_of_training_alone(device, data):
     low = replace(CONFIG, device=device, precision="bfloat16")
-    run = distillation(teacher(), data, low)
+    run = distillation(make_teacher(), data, low)
     assert run.method.teacher.precision == run.method.student.precision == "bfloat16"
     assert run.method.auxiliary.precision == "bfloat16"
     inside = []
@@ -282,14 +268,14 @@ def test_half_precision_is_the_networks_alone_and_of_training_alone(device, data
 
 def test_another_precision_is_refused(data):
     with pytest.raises(ConfigError, match='device is cpu; give its name, such as "cuda:0"'):
-        distillation(teacher(), data, replace(CONFIG, device=torch.device("cpu")))  # pyright: ignore
+        distillation(make_teacher(), data, replace(CONFIG, device=torch.device("cpu")))  # pyright: ignore
     with pytest.raises(ConfigError, match="precision is float16; use float32 or bfloat16"):
-        distillation(teacher(), data, replace(CONFIG, precision="float16"))  # pyright: ignore
+        distillation(make_teacher(), data, replace(CONFIG, precision="float16"))  # pyright: ignore
 
 
 @pytest.mark.parametrize("wrapper", [Guided, Thresholded])
 def test_half_precision_goes_through_wrappers_and_leaves_the_teacher_alone(wrapper, data):
-    plain = teacher()
+    plain = make_teacher()
     given = replace(plain, denoiser=wrapper(plain.denoiser, 0.9))
     run = distillation(given, data, replace(CONFIG, precision="bfloat16", device="cpu"))
     inside = []
@@ -319,7 +305,7 @@ def test_a_teacher_is_trained_in_half_precision_and_predictions_come_back_whole(
 def test_half_precision_hardly_turns_the_gradient(device, data):
     found = {}
     for precision in ("float32", "bfloat16"):
-        run = distillation(teacher(), data, replace(CONFIG, device=device, precision=precision))
+        run = distillation(make_teacher(), data, replace(CONFIG, device=device, precision=precision))
         run.method.step(0, run.batches(0)).losses["auxiliary"].backward()
         gradients = [p.grad for p in run.method.auxiliary.parameters()]
         found[precision] = torch.cat([g.flatten() for g in gradients])
@@ -329,7 +315,7 @@ def test_half_precision_hardly_turns_the_gradient(device, data):
 
 @DEVICES
 def test_the_product_of_algorithm_3_survives_half_precision(device):
-    model = teacher().to(device)
+    model = make_teacher().to(device)
     denoiser = model.denoiser
     generator = torch.Generator().manual_seed(0)
     direction = {
@@ -352,7 +338,7 @@ def test_the_product_of_algorithm_3_survives_half_precision(device):
 def test_tf32_is_off_inside_the_products_and_back_afterwards(product):
     backends = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [b.allow_tf32 for b in backends]
-    denoiser, seen = teacher().denoiser, []
+    denoiser, seen = make_teacher().denoiser, []
     denoiser.network.register_forward_hook(lambda *_: seen.append([b.allow_tf32 for b in backends]))
     direction = {k: torch.ones_like(p) for k, p in denoiser.named_parameters()}
     try:

@@ -14,7 +14,7 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 
-from momatch import config_files, memory, planning, schedules, validation
+from momatch import config_files, memory, planning, validation
 from momatch.assembly import distillation, teacher_training
 from momatch.config import (
     ConfigError,
@@ -27,24 +27,19 @@ from momatch.config import (
     TeacherConfig,
     to_json,
 )
-from momatch.data.images import ImageSet, Split
 from momatch.data.sources import load_data
-from momatch.denoiser import Denoiser
 from momatch.errors import UsageError
 from momatch.methods.base import Batch
-from momatch.model import Model, load_model
+from momatch.model import load_model
 from momatch.monitoring import Look
 from momatch.networks import registry
-from momatch.networks.configs import UNetConfig, UViTConfig
-from momatch.networks.registry import NetworkConfig, build
 from momatch.recipes import RECIPES, recipe
 from momatch.reports.html import read_run, write_report
 from momatch.stopping import Smoothed, Stopper
 from momatch.teachers.own import load_teacher
 from momatch.training.loop import TrainConfig
+from tiny_models import UNET, UVIT, make_teacher, random_pictures
 
-UNET = UNetConfig(channels=(8, 16), attention_levels=(1,), num_classes=3, embedding_dim=16)
-UVIT = UViTConfig(channels=(8,), width=16, depth=1, num_classes=3, embedding_dim=16)
 CONFIG = DistillConfig(
     method="instant",
     instant=InstantConfig(lambda_steps=3),
@@ -53,22 +48,9 @@ CONFIG = DistillConfig(
 )
 
 
-def make_teacher(network: NetworkConfig = UNET) -> Model:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = build(network)
-        for parameter in net.parameters():
-            parameter.data += 0.05 * torch.randn_like(parameter)
-    denoiser = Denoiser(net, "v", {"label": 3})
-    return Model(denoiser, network, schedules.cosine(), (1, 8, 8), 64, 3, {"role": "teacher"})
-
-
 @pytest.fixture
 def data():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(90, 1, 8, 8, generator=generator) * 2 - 1
-    pictures = ImageSet(images, torch.arange(90) % 3, 3, "random")
-    return Split(pictures, pictures)
+    return random_pictures()
 
 
 def weights(run) -> torch.Tensor:

@@ -217,6 +217,16 @@ def test_render_shows_every_part(teacher, data):
     assert planning.format_bytes(found.memory) in text
 
 
+def test_pictures_stay_in_main_memory_beside_a_gpu(teacher, data):
+    here = planning.plan(distill_config(), teacher, data, probe_seconds=0)
+    there = replace(here, device="cuda:0")
+    assert here.data > 0 and there.memory == here.memory - here.data
+    for found, said in ((here, False), (there, True)):
+        console = Console(width=100, record=True, file=open("/dev/null", "w"))
+        console.print(planning.render(found))
+        assert ("in main memory" in console.export_text()) == said
+
+
 @pytest.mark.parametrize(
     ("size", "text"),
     [

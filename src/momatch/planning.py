@@ -100,7 +100,13 @@ class Plan:
     @property
     def memory(self) -> int:
         """The peak of a training step; kernels' own workspace and looks at the samples are not in it."""
-        return sum(n.memory for n in self.networks) + self.activations + self.workspace + self.data
+        held = sum(n.memory for n in self.networks) + self.activations + self.workspace
+        return held + (0 if self.on_gpu else self.data)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the probe ran on one; pictures stay in main memory then."""
+        return self.device not in ("cpu", "none")
 
     @property
     def images_per_second(self) -> float:
@@ -290,7 +296,8 @@ def render(found: Plan) -> Group:
     sizes = {"activations": found.activations}
     sizes |= {} if outlined else {"workspace": found.workspace, "data": found.data}
     for name, size in sizes.items():
-        memory.add_row(name, "", "", "", "", format_bytes(size))
+        elsewhere = name == "data" and found.on_gpu
+        memory.add_row(name, "in main memory" if elsewhere else "", "", "", "", format_bytes(size))
     memory.add_section()
     memory.add_row("in all", "", "", "", "", format_bytes(found.memory))
 
