@@ -21,7 +21,7 @@ Nearest: the distance to the nearest training picture, over that of held-out pic
 
 Settings were chosen by what seeds 1 to 3 gave. Seeds above 10 confirm: other noise and 300 other training
 prompts (the held-out ones are all there are), looked at when nothing was chosen any more. Their features are
-kept, in runs/emoji-features, so that `compare` can pool them.
+kept, in runs/emoji16-features, so that `compare` can pool them.
 
 Another training of a student lies in a folder named after its seed, runs/emoji16-8-seed1; the rows of a line
 are then draws from several trainings, each with noise of its own.

@@ -169,9 +169,11 @@ def test_the_same_pictures_and_wordings_are_drawn_everywhere(device):
     here = image_batches(images, labels, 64, 0, conditions)(5)
     assert there.x.device.type == there.normal().device.type == device
     assert torch.equal(there.x.cpu(), here.x)
-    assert not torch.equal(
-        there.normal(), image_batches(images, labels, 64, 0, conditions, device)(6).normal()
-    )
+    draw = image_batches(images, labels, 64, 0, conditions, device)
+    first, second = draw(5), draw(6)
+    assert torch.equal(first.x, there.x) and not torch.equal(first.x, second.x)
+    assert not torch.equal(first.normal(), second.normal())
+    assert torch.equal(draw(5).normal(), draw(5).normal())
     for name in ("label", "t"):
         assert there.cond[name].device.type == device
         assert torch.equal(there.cond[name].cpu(), here.cond[name])

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from momatch import schedules
 from momatch.denoiser import Denoiser, Guided, Precision, Thresholded
+from momatch.devices import AUTO
 from momatch.errors import UsageError
 from momatch.methods import weighting
 from momatch.methods.transition import Posterior, Source
@@ -253,7 +254,7 @@ class TeacherConfig:
         default_factory=lambda: OptimConfig(learning_rate=2e-3, beta1=0.9, eps=1e-8, warmup_steps=200)
     )
     monitor: MonitorConfig = field(default_factory=lambda: MonitorConfig(every=1000))
-    device: str = "auto"
+    device: str = AUTO
     precision: Precision = "float32"
 
 
@@ -315,7 +316,7 @@ class DistillConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
-    device: str = "auto"
+    device: str = AUTO
     precision: Precision = "float32"
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from momatch.evaluation.frechet import frechet_bootstrap, frechet_distance
+from momatch.evaluation.frechet import _GroupMoments, frechet_bootstrap, frechet_distance
 from momatch.evaluation.statistics import FeatureStatistics
 
 
@@ -164,3 +164,12 @@ def test_groups_of_one_give_every_set_the_same_resample():
     assert torch.equal(found.resampled[:, 0], found.resampled[:, 1]) and found.resampled[:, 0].std() > 0
     with pytest.raises(ValueError, match="50 samples are in groups, the sets have \\[50, 40\\]"):
         frechet_bootstrap([a, a[:40]], normal(70, 3, 1), rng(), groups=groups)
+
+
+def test_a_group_drawn_twice_counts_all_its_samples_twice():
+    groups, features = torch.tensor([0, 0, 1, 2, 2, 2]), normal(6, 3)
+    told = _GroupMoments(features, groups).weighted(torch.tensor([2.0, 0.0, 1.0], dtype=torch.float64))
+    rows = FeatureStatistics.from_features(features[[0, 1, 0, 1, 3, 4, 5]])
+    torch.testing.assert_close(told.mean, rows.mean)
+    torch.testing.assert_close(told.covariance, rows.covariance)
+    assert told.n == 7
