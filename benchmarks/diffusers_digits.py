@@ -27,7 +27,7 @@ from momatch.evaluation import builtin
 from momatch.evaluation.features import extract
 from momatch.evaluation.frechet import frechet_distance
 from momatch.evaluation.statistics import FeatureStatistics
-from momatch.teachers.load import load_any
+from momatch.interop.load import load_any
 
 FOLDER, RESULTS = Path("runs/diffusers"), Path(__file__).parent / "results"
 TRAINING_STEPS, BATCH, STEPS, NUM_SAMPLES = 4000, 128, 8, 5000

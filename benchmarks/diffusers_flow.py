@@ -30,7 +30,7 @@ from momatch.evaluation import builtin
 from momatch.evaluation.features import extract
 from momatch.evaluation.frechet import frechet_distance
 from momatch.evaluation.statistics import FeatureStatistics
-from momatch.teachers.load import load_any
+from momatch.interop.load import load_any
 
 SAMPLE = """
 import json, sys

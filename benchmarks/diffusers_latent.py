@@ -23,8 +23,8 @@ from diffusers_digits import BATCH, FOLDER, NUM_SAMPLES, STEPS
 from diffusers_flow import CHUNK, by_diffusers, distance, record
 from momatch.cli import main as momatch
 from momatch.data.digits import load_digits
-from momatch.latents import decoder_of, load_autoencoder
-from momatch.teachers.load import load_any
+from momatch.interop.autoencoder import decoder_of, load_autoencoder
+from momatch.interop.load import load_any
 
 VAE_STEPS, TRAINING_STEPS, DISTILLING_STEPS, KL_WEIGHT = 1500, 2500, 1000, 5e-5
 

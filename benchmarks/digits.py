@@ -29,16 +29,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import momatch
-from momatch.assembly import distill
-from momatch.config import DistillConfig
+from momatch.config.schema import DistillConfig
 from momatch.data.digits import load_digits
 from momatch.evaluation import builtin
 from momatch.evaluation.features import PixelFeatures, extract
 from momatch.evaluation.frechet import frechet_bootstrap, frechet_distance
-from momatch.evaluation.run import evaluate
+from momatch.evaluation.metrics import evaluate
 from momatch.evaluation.statistics import FeatureStatistics
 from momatch.evaluation.sweep import SAMPLE_SEED_OFFSET
-from momatch.model import Model
+from momatch.models.model import Model
+from momatch.training.build import distill
 from momatch.training.checkpoint import save_tensors
 
 FOLDER = Path("runs/numbers")
@@ -180,7 +180,7 @@ def figure(arguments: argparse.Namespace) -> None:
     """docs/images/digits.png: held-out digits, teacher, students; the same noise down each column."""
     from matplotlib.figure import Figure
 
-    from momatch.reports.plots import image_grid
+    from momatch.evaluation.report.plots import image_grid
 
     heldout = load_digits().heldout
     real = torch.stack(

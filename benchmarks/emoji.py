@@ -48,23 +48,23 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from momatch import devices
-from momatch.config import GuidanceConfig
+from momatch.config.schema import GuidanceConfig
 from momatch.data.emoji import load_emoji
 from momatch.data.images import ImageSet, Split
 from momatch.data.rows import spread
+from momatch.diffusion.schedules import cosine
 from momatch.evaluation.efficientnet import EfficientNetFeatures
 from momatch.evaluation.features import extract
 from momatch.evaluation.frechet import frechet_bootstrap, frechet_distance
 from momatch.evaluation.neighbours import compare_distances, nearest_distances
 from momatch.evaluation.precision_recall import precision_recall
+from momatch.evaluation.report.plots import COLOURS, image_grid, save_png
 from momatch.evaluation.retrieval import CaptionRetrieval
 from momatch.evaluation.statistics import FeatureStatistics
-from momatch.model import Model
-from momatch.reports.plots import COLOURS, image_grid, save_png
-from momatch.schedules import cosine
-from momatch.teachers.load import load_any
-from momatch.text import text_encoder_of
+from momatch.interop.load import load_any
+from momatch.interop.text_encoders import text_encoder_of
+from momatch.models.model import Model
+from momatch.utils import devices
 
 RESULTS = Path(__file__).parent / "results"
 WHAT = ("measure", "real", "picture", "time", "table", "curve", "compare")

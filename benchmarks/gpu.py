@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from momatch import planning
-from momatch.assembly import teacher_training
-from momatch.config import TeacherConfig
+from momatch.config.recipes import recipe
+from momatch.config.schema import TeacherConfig
 from momatch.data.images import ImageSet, Split
-from momatch.recipes import recipe
+from momatch.training import plan as planning
+from momatch.training.build import teacher_training
 
 RESULTS = Path(__file__).parent / "results"
 WARMUP, TIMED, BATCH = 4, 8, 64

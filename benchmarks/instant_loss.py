@@ -27,8 +27,7 @@ from torch import Tensor, nn
 
 import momatch
 from digits import override
-from momatch.assembly import distillation
-from momatch.config import DistillConfig
+from momatch.config.schema import DistillConfig
 from momatch.data.digits import load_digits
 from momatch.evaluation import builtin
 from momatch.evaluation.features import PixelFeatures, extract
@@ -36,8 +35,9 @@ from momatch.evaluation.frechet import frechet_distance
 from momatch.evaluation.kid import kid
 from momatch.evaluation.statistics import FeatureStatistics
 from momatch.methods.instant import Instant
-from momatch.model import Model
+from momatch.models.model import Model
 from momatch.training.batches import Batches, image_batches
+from momatch.training.build import distillation
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES = Path(__file__).parent.parent / "docs" / "images"

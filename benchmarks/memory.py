@@ -22,9 +22,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import momatch
-from momatch import planning
-from momatch.assembly import distillation
-from momatch.config import DistillConfig
+from momatch.config.schema import DistillConfig
+from momatch.training import plan as planning
+from momatch.training.build import distillation
 from momatch.training.loop import train
 
 RESULTS = Path(__file__).parent / "results"

@@ -30,10 +30,13 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from momatch import schedules
-from momatch.analytic.distances import mode_statistics, sliced_wasserstein2
-from momatch.analytic.mixture import GaussianMixture, ring_of_gaussians
-from momatch.denoiser import Denoiser
+from momatch.config.schema import OptimConfig, TrainConfig
+from momatch.diffusion import schedules
+from momatch.diffusion.denoiser import Denoiser
+from momatch.diffusion.distances import mode_statistics, sliced_wasserstein2
+from momatch.diffusion.gaussian_mixture import GaussianMixture, ring_of_gaussians
+from momatch.diffusion.sampling import ancestral
+from momatch.diffusion.schedules import NoiseSchedule
 from momatch.methods import weighting
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Batch
@@ -41,12 +44,9 @@ from momatch.methods.denoising import Denoising
 from momatch.methods.transition import Transition
 from momatch.networks.configs import MLPConfig
 from momatch.networks.mlp import MLP
-from momatch.sampling import ancestral
-from momatch.schedules import NoiseSchedule
 from momatch.training.batches import Batches
-from momatch.training.loop import TrainConfig, train
-from momatch.training.optim import OptimConfig
-from momatch.training.seeding import generator
+from momatch.training.loop import train
+from momatch.utils.seeding import generator
 
 RESULTS = Path(__file__).parent / "results"
 

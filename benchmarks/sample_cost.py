@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 
-from momatch import schedules
-from momatch.denoiser import Denoiser
+from momatch.diffusion import schedules
+from momatch.diffusion.denoiser import Denoiser
+from momatch.diffusion.sampling import ancestral
 from momatch.networks.configs import UNetConfig
 from momatch.networks.unet import UNet
-from momatch.sampling import ancestral
 from timing import Ratio, compare, record
 
 CLASSES = 10

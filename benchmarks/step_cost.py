@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, jvp
 
-from momatch import schedules
-from momatch.denoiser import Denoiser
+from momatch.config.schema import OptimConfig, TrainConfig
+from momatch.diffusion import schedules
+from momatch.diffusion.denoiser import Denoiser
+from momatch.interop.load import load_teacher
 from momatch.methods.alternating import Alternating
 from momatch.methods.instant import Instant
-from momatch.methods.products import forward_mode
+from momatch.methods.jvp import forward_mode
 from momatch.methods.transition import Transition
 from momatch.networks.configs import UNetConfig
 from momatch.networks.unet import UNet
-from momatch.teachers.own import load_teacher
 from momatch.training.batches import image_batches
-from momatch.training.loop import TrainConfig, train
-from momatch.training.optim import OptimConfig
+from momatch.training.loop import train
 from timing import Ratio, compare, record
 
 CLASSES = 10

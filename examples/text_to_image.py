@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 import momatch
-from momatch.assembly import teacher_training
-from momatch.config import DistillConfig, TeacherConfig
-from momatch.reports.plots import image_grid, save_png
-from momatch.text import text_encoder_of
+from momatch.config.schema import DistillConfig, TeacherConfig
+from momatch.evaluation.report.plots import image_grid, save_png
+from momatch.interop.text_encoders import text_encoder_of
+from momatch.training.build import teacher_training
 
 PROMPTS = ["red heart", "green apple", "smiling cat", "green heart with arrow", "blue apple"]
 

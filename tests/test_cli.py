@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 
 import momatch
-from momatch import progress
-from momatch.cli import main
+from momatch.cli import main, progress
 from momatch.training import checkpoint
 
 SMALL_TEACHER = [

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from momatch import comparison
-from momatch.assembly import distillation
 from momatch.cli import main
-from momatch.comparison import Choice, Drawing, Request, caption, compare, ratio, readable, request
-from momatch.config import GuidanceConfig
+from momatch.cli.serve import comparison
+from momatch.cli.serve.comparison import Choice, Drawing, Request, caption, compare, ratio, readable, request
+from momatch.cli.serve.page import check_address, drawn, fields
+from momatch.config.recipes import recipe
+from momatch.config.schema import GuidanceConfig
 from momatch.data.sources import load_data
-from momatch.denoiser import Denoiser
-from momatch.errors import UsageError
-from momatch.model import Model
+from momatch.diffusion.denoiser import Denoiser
+from momatch.diffusion.schedules import cosine
+from momatch.evaluation.report.plots import image_grid
+from momatch.interop.load import load_any, load_teacher
+from momatch.models.model import Model
 from momatch.networks.configs import MLPConfig
-from momatch.recipes import recipe
-from momatch.reports.plots import image_grid
-from momatch.schedules import cosine
-from momatch.serving import check_address, drawn, fields
-from momatch.teachers.load import load_any, load_teacher
+from momatch.training.build import distillation
+from momatch.utils.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +196,9 @@ def talking_model():
 
 
 def test_a_prompt_is_encoded_once_and_given_to_every_picture(monkeypatch):
-    text = types.ModuleType("momatch.text")
+    text = types.ModuleType("momatch.interop.text_encoders")
     text.text_encoder_of = lambda model: Words()
-    monkeypatch.setitem(sys.modules, "momatch.text", text)
+    monkeypatch.setitem(sys.modules, "momatch.interop.text_encoders", text)
     choice = Choice("talking", talking_model())
     assert choice.cond(Request(3, 1, prompt="house"))["length"].tolist() == [[5.0]] * 3
     (outcome,) = compare(choice, Request(4, 2, prompt="house"))

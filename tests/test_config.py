@@ -7,9 +7,11 @@ import json
 
 import pytest
 
-from momatch import config_files, validation
-from momatch.config import ConfigError, DistillConfig, TeacherConfig, to_json
-from momatch.recipes import RECIPES, recipe
+from momatch.config import files as config_files
+from momatch.config import validation
+from momatch.config.recipes import RECIPES, recipe
+from momatch.config.schema import DistillConfig, TeacherConfig, to_json
+from momatch.utils.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -10,30 +10,30 @@ import pytest
 import torch
 
 import momatch
-from momatch import cli, devices
-from momatch.assembly import distillation, teacher_training
-from momatch.config import (
+from momatch import cli
+from momatch.config.schema import (
     AdapterConfig,
-    ConfigError,
     DistillConfig,
     GuidanceConfig,
     InstantConfig,
     MonitorConfig,
     StoppingConfig,
     TeacherConfig,
+    TrainConfig,
 )
-from momatch.data.wordings import Wordings
-from momatch.denoiser import Guided, Thresholded
-from momatch.errors import UsageError
+from momatch.data.paraphrases import Wordings
+from momatch.diffusion.denoiser import Guided, Thresholded
 from momatch.evaluation.efficientnet import EfficientNetFeatures
 from momatch.evaluation.features import extract
 from momatch.evaluation.sweep import evaluate_at
-from momatch.methods.products import difference_product, forward_product
-from momatch.model import Model, load_model
-from momatch.planning import plan
-from momatch.training import batches, seeding
+from momatch.methods.jvp import difference_product, forward_product
+from momatch.models.model import Model, load_model
+from momatch.training import batches
 from momatch.training.batches import image_batches
-from momatch.training.loop import TrainConfig
+from momatch.training.build import distillation, teacher_training
+from momatch.training.plan import plan
+from momatch.utils import devices, seeding
+from momatch.utils.errors import ConfigError, UsageError
 from tiny_models import UNET, UVIT, make_teacher, random_pictures
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -14,10 +14,10 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 
-from momatch import config_files, memory, planning, validation
-from momatch.assembly import distillation, teacher_training
-from momatch.config import (
-    ConfigError,
+from momatch.config import files as config_files
+from momatch.config import validation
+from momatch.config.recipes import RECIPES, recipe
+from momatch.config.schema import (
     DistillConfig,
     GuidanceConfig,
     InstantConfig,
@@ -25,19 +25,21 @@ from momatch.config import (
     ScheduleConfig,
     StoppingConfig,
     TeacherConfig,
+    TrainConfig,
     to_json,
 )
 from momatch.data.sources import load_data
-from momatch.errors import UsageError
+from momatch.evaluation.report.html import read_run, write_report
+from momatch.interop.load import load_teacher
 from momatch.methods.base import Batch
-from momatch.model import load_model
-from momatch.monitoring import Look
+from momatch.models.model import load_model
 from momatch.networks import registry
-from momatch.recipes import RECIPES, recipe
-from momatch.reports.html import read_run, write_report
-from momatch.stopping import Smoothed, Stopper
-from momatch.teachers.own import load_teacher
-from momatch.training.loop import TrainConfig
+from momatch.training import memory
+from momatch.training import plan as planning
+from momatch.training.build import distillation, teacher_training
+from momatch.training.monitor import Look
+from momatch.training.stopping import Smoothed, Stopper
+from momatch.utils.errors import ConfigError, UsageError
 from tiny_models import UNET, UVIT, make_teacher, random_pictures
 
 CONFIG = DistillConfig(
@@ -249,7 +251,7 @@ def test_a_loss_that_rises_first_stops_no_run_before_it_has_stopped_falling():
 
 
 def test_a_run_that_stops_keeps_the_best_student_says_why_and_stays_stopped(data, tmp_path, monkeypatch):
-    from momatch import runs
+    from momatch.training import run as runs
 
     values = iter([5.0, 2.0, 3.0, 4.0])
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from momatch import recipes
 from momatch.cli import COMMANDS
-from momatch.recipes import RECIPES
+from momatch.config import recipes
+from momatch.config.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

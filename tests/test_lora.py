@@ -9,33 +9,37 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from momatch import config_files, lora, planning, schedules
-from momatch.assembly import distillation
-from momatch.config import (
+from momatch.config import files as config_files
+from momatch.config.schema import (
     AdapterConfig,
     DistillConfig,
     GuidanceConfig,
     InstantConfig,
     MonitorConfig,
+    OptimConfig,
     ScheduleConfig,
     StoppingConfig,
     TeacherConfig,
+    TrainConfig,
     to_json,
 )
 from momatch.data.images import ImageSet, Split
-from momatch.denoiser import Denoiser
-from momatch.errors import UsageError
+from momatch.diffusion import schedules
+from momatch.diffusion.denoiser import Denoiser
+from momatch.interop import lora_files as lora
+from momatch.interop.load import load_student
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Batch
 from momatch.methods.transition import Transition
-from momatch.model import Model
-from momatch.monitoring import Look
-from momatch.networks.adapted import AdaptedNetwork, target_layers
+from momatch.models.model import Model
 from momatch.networks.configs import DiffusersConfig, UNetConfig, UViTConfig
+from momatch.networks.lora import AdaptedNetwork, target_layers
 from momatch.networks.registry import build
-from momatch.teachers.own import load_student
-from momatch.training.loop import TrainConfig
-from momatch.training.optim import OptimConfig, Optimizer
+from momatch.training import plan as planning
+from momatch.training.build import distillation
+from momatch.training.monitor import Look
+from momatch.training.optim import Optimizer
+from momatch.utils.errors import UsageError
 
 UNET = UNetConfig(channels=(8, 16), attention_levels=(1,), num_classes=3, embedding_dim=16)
 UVIT = UViTConfig(channels=(8,), width=16, depth=1, num_classes=3, embedding_dim=16)
@@ -362,7 +366,7 @@ def test_adapters_differ_by_seed_and_role_and_touch_no_global_random_numbers(dat
 
 
 def test_the_best_adapter_is_kept_and_restored(data, tmp_path, monkeypatch):
-    from momatch import runs
+    from momatch.training import run as runs
 
     values = iter([5.0, 2.0, 3.0, 4.0])
 

@@ -8,23 +8,28 @@ import pytest
 import torch
 from rich.console import Console
 
-from momatch import memory, planning, schedules
-from momatch.assembly import distillation, teacher_training
-from momatch.config import (
-    ConfigError,
+from momatch.cli.plan import render
+from momatch.config.schema import (
     DistillConfig,
     GuidanceConfig,
     InstantConfig,
     MonitorConfig,
     TeacherConfig,
+    TrainConfig,
 )
 from momatch.data.images import ImageSet, Split
-from momatch.denoiser import Denoiser
-from momatch.model import Model
+from momatch.diffusion import schedules
+from momatch.diffusion.denoiser import Denoiser
+from momatch.models.model import Model
 from momatch.networks.configs import UNetConfig
 from momatch.networks.unet import UNet
-from momatch.training.loop import Record, TrainConfig, train
+from momatch.training import memory
+from momatch.training import plan as planning
+from momatch.training.build import distillation, teacher_training
+from momatch.training.loop import Record, train
 from momatch.training.optim import Optimizer
+from momatch.utils.errors import ConfigError
+from momatch.utils.text import format_bytes, format_seconds
 
 NETWORK = UNetConfig(channels=(8, 16), num_classes=3, embedding_dim=16)
 
@@ -201,7 +206,7 @@ def test_render_shows_every_part(teacher, data):
         look_seconds=3.0,
     )
     console = Console(width=100, record=True, file=open("/dev/null", "w"))
-    console.print(planning.render(found))
+    console.print(render(found))
     text = console.export_text()
     for part in (
         "teacher",
@@ -214,7 +219,7 @@ def test_render_shows_every_part(teacher, data):
         f"{found.networks[0].parameters:,}",
     ):
         assert part in text
-    assert planning.format_bytes(found.memory) in text
+    assert format_bytes(found.memory) in text
 
 
 def test_pictures_stay_in_main_memory_beside_a_gpu(teacher, data):
@@ -223,7 +228,7 @@ def test_pictures_stay_in_main_memory_beside_a_gpu(teacher, data):
     assert here.data > 0 and there.memory == here.memory - here.data
     for found, said in ((here, False), (there, True)):
         console = Console(width=100, record=True, file=open("/dev/null", "w"))
-        console.print(planning.render(found))
+        console.print(render(found))
         assert ("in main memory" in console.export_text()) == said
 
 
@@ -239,7 +244,7 @@ def test_pictures_stay_in_main_memory_beside_a_gpu(teacher, data):
     ],
 )
 def test_format_bytes(size, text):
-    assert planning.format_bytes(size) == text
+    assert format_bytes(size) == text
 
 
 @pytest.mark.parametrize(
@@ -247,7 +252,7 @@ def test_format_bytes(size, text):
     [(0.72, "0.7 s"), (45, "45 s"), (203.0, "3.4 min"), (18720, "5.2 h"), (181440, "2.1 days")],
 )
 def test_format_seconds(seconds, text):
-    assert planning.format_seconds(seconds) == text
+    assert format_seconds(seconds) == text
 
 
 def test_probe_leaves_out_the_warm_up_and_times_whole_pairs(teacher, data, monkeypatch):

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import momatch
-from momatch import runs
-from momatch.assembly import distill, distillation
-from momatch.config import ConfigError, DistillConfig, MonitorConfig
+from momatch.config.schema import DistillConfig, MonitorConfig, TrainConfig
 from momatch.data.images import ImageSet, Split
 from momatch.evaluation.features import PixelFeatures
-from momatch.model import Model
-from momatch.monitoring import Monitor
-from momatch.runs import claim
-from momatch.training.loop import TrainConfig
+from momatch.models.model import Model
+from momatch.training import run as runs
+from momatch.training.build import distill, distillation
+from momatch.training.monitor import Monitor
+from momatch.training.run import claim
+from momatch.utils.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +115,9 @@ def test_a_guided_model_is_distilled_from_its_plain_network_and_cannot_be_saved(
 
 
 def test_an_unconditional_teacher_on_pictures_without_classes(data):
-    from momatch.assembly import teacher_training
-    from momatch.config import TeacherConfig
+    from momatch.config.schema import TeacherConfig
     from momatch.networks.configs import UNetConfig
+    from momatch.training.build import teacher_training
 
     plain = ImageSet(data.train.images, torch.zeros(len(data.train), dtype=torch.long), 1, "plain")
     split = Split(plain, plain)

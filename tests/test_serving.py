@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 
 from momatch.cli import main
-from momatch.comparison import Choice
-from momatch.reports.plots import image_grid
-from momatch.serving import build
-from momatch.teachers.load import load_any
+from momatch.cli.serve.comparison import Choice
+from momatch.cli.serve.page import build
+from momatch.evaluation.report.plots import image_grid
+from momatch.interop.load import load_any
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (extra serve)")
 PATIENCE = 180  # seconds; a busy machine is slow

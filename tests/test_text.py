@@ -11,31 +11,36 @@ import pytest
 import torch
 from PIL import Image
 
-from momatch import assembly, files, inspection, planning, schedules, text
-from momatch.assembly import distillation, teacher_training
+from momatch.cli import evaluate as inspection
 from momatch.cli import main
-from momatch.config import (
+from momatch.config.recipes import recipe
+from momatch.config.schema import (
     AdapterConfig,
     DistillConfig,
     GuidanceConfig,
     InstantConfig,
     MonitorConfig,
     TeacherConfig,
+    TrainConfig,
 )
 from momatch.data.emoji import FOLDER, MASK, MAX_TOKENS, TOKEN_DIM, TOKENS, load_emoji
 from momatch.data.images import ImageSet, Split
 from momatch.data.sources import load_data
-from momatch.denoiser import Denoiser, Guided
-from momatch.errors import Notice, UsageError
+from momatch.diffusion import schedules
+from momatch.diffusion.denoiser import Denoiser, Guided
+from momatch.evaluation.report.html import write_report
+from momatch.interop import text_encoders as text
+from momatch.interop.load import load_student
 from momatch.methods.base import Batch
 from momatch.methods.denoising import Denoising
-from momatch.model import load_model
+from momatch.models.model import load_model
 from momatch.networks.configs import UViTConfig
 from momatch.networks.uvit import UViT
-from momatch.recipes import recipe
-from momatch.reports.html import write_report
-from momatch.teachers.own import load_student
-from momatch.training.loop import TrainConfig
+from momatch.training import build as assembly
+from momatch.training import plan as planning
+from momatch.training.build import distillation, teacher_training
+from momatch.utils import files
+from momatch.utils.errors import Notice, UsageError
 
 TINY = UViTConfig(3, (8,), 1, 16, 1, 2, embedding_dim=16)
 NULL = {TOKENS: torch.zeros(3, 5), MASK: torch.tensor([1, 0, 0])}  # what asks for nothing

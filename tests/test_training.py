@@ -15,19 +15,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from momatch.denoiser import Denoiser
+from momatch.config.schema import OptimConfig, TrainConfig
+from momatch.diffusion.denoiser import Denoiser
+from momatch.diffusion.schedules import cosine
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Batch, Update
 from momatch.methods.transition import Transition
 from momatch.networks.configs import MLPConfig
 from momatch.networks.registry import build
-from momatch.schedules import cosine
 from momatch.training import checkpoint
 from momatch.training.batches import image_batches
 from momatch.training.checkpoint import CheckpointError
-from momatch.training.loop import NonFiniteLossError, TrainConfig, train
-from momatch.training.optim import OptimConfig, Optimizer, learning_rate_schedule
-from momatch.training.seeding import derive_seed, generator
+from momatch.training.loop import NonFiniteLossError, train
+from momatch.training.optim import Optimizer, learning_rate_schedule
+from momatch.utils.seeding import derive_seed, generator
 
 DATA = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
 OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=3)

@@ -13,23 +13,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import momatch
-from momatch import process, schedules
-from momatch.assembly import distillation, teacher_training
-from momatch.config import ScheduleConfig, TeacherConfig, WeightingConfig
+from momatch.config.schema import OptimConfig, ScheduleConfig, TeacherConfig, TrainConfig, WeightingConfig
 from momatch.data.images import ImageSet, Split
-from momatch.denoiser import Denoiser
+from momatch.diffusion import process, schedules
+from momatch.diffusion.denoiser import Denoiser
 from momatch.evaluation.sweep import evaluate_at
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Batch, Update
 from momatch.methods.denoising import Denoising
 from momatch.methods.transition import Transition
 from momatch.methods.weighting import adaptive
-from momatch.model import CHUNK, Model, ModelError, load_model
+from momatch.models.model import CHUNK, Model, ModelError, load_model
 from momatch.networks.configs import UNetConfig
 from momatch.training import checkpoint
 from momatch.training.batches import image_batches
-from momatch.training.loop import TrainConfig, train
-from momatch.training.optim import OptimConfig
+from momatch.training.build import distillation, teacher_training
+from momatch.training.loop import train
 
 SCHEDULE = schedules.cosine()
 

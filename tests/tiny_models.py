@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from momatch import schedules
 from momatch.data.images import ImageSet, Split
-from momatch.denoiser import Denoiser
-from momatch.model import Model
+from momatch.diffusion import schedules
+from momatch.diffusion.denoiser import Denoiser
+from momatch.models.model import Model
 from momatch.networks.configs import UNetConfig, UViTConfig
 from momatch.networks.registry import NetworkConfig, build
 

@@ -13,28 +13,65 @@ Names are imported when first used, so `import momatch` itself is quick.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from momatch.utils import moved
+
+if TYPE_CHECKING:
+    from momatch import evaluation, methods
+    from momatch.config.recipes import recipe
+    from momatch.config.schema import DistillConfig, TeacherConfig
+    from momatch.data.sources import load_data
+    from momatch.diffusion import conventions, process, sampling, schedules
+    from momatch.diffusion import gaussian_mixture as analytic
+    from momatch.diffusion.denoiser import Denoiser, Guided
+    from momatch.interop.load import load_student, load_teacher
+    from momatch.interop.text_encoders import text_encoder_of
+    from momatch.models.model import Model, Student
+    from momatch.training.build import distill
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Denoiser": "momatch.denoiser",
-    "DistillConfig": "momatch.config",
-    "Guided": "momatch.denoiser",
-    "Model": "momatch.model",
-    "Student": "momatch.model",
-    "TeacherConfig": "momatch.config",
-    "distill": "momatch.assembly",
+    "Denoiser": "momatch.diffusion.denoiser",
+    "DistillConfig": "momatch.config.schema",
+    "Guided": "momatch.diffusion.denoiser",
+    "Model": "momatch.models.model",
+    "Student": "momatch.models.model",
+    "TeacherConfig": "momatch.config.schema",
+    "distill": "momatch.training.build",
     "load_data": "momatch.data.sources",
-    "load_student": "momatch.teachers.own",
-    "load_teacher": "momatch.teachers.load",
-    "recipe": "momatch.recipes",
-    "text_encoder_of": "momatch.text",
+    "load_student": "momatch.interop.load",
+    "load_teacher": "momatch.interop.load",
+    "recipe": "momatch.config.recipes",
+    "text_encoder_of": "momatch.interop.text_encoders",
 }
 _MODULES = ("analytic", "conventions", "evaluation", "methods", "process", "sampling", "schedules")
 
-# Imported on first use, so neither checker finds the names.
-__all__ = ["__version__", *_HOMES, *_MODULES]  # noqa: F822 # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "Denoiser",
+    "DistillConfig",
+    "Guided",
+    "Model",
+    "Student",
+    "TeacherConfig",
+    "__version__",
+    "analytic",
+    "conventions",
+    "distill",
+    "evaluation",
+    "load_data",
+    "load_student",
+    "load_teacher",
+    "methods",
+    "process",
+    "recipe",
+    "sampling",
+    "schedules",
+    "text_encoder_of",
+]
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

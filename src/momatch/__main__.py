@@ -2,6 +2,6 @@
 
 import sys
 
-from momatch.cli import main
+from momatch.cli.main import main
 
 sys.exit(main())

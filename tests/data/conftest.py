@@ -45,7 +45,7 @@ def captioned(tmp_path_factory):
 @pytest.fixture(scope="session")
 def prepared(pipelines, captioned, tmp_path_factory):
     """The captioned pictures, prepared for a pipeline at full precision; made when first asked for."""
-    from momatch.preparation import PrepareConfig, prepare
+    from momatch.interop.prepare import PrepareConfig, prepare
 
     folder, made = tmp_path_factory.mktemp("prepared"), {}
 

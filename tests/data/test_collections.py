@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from momatch.data.items import Fields
-from momatch.data.pictures import DataError
+from momatch.data.collections import Fields
+from momatch.data.image_io import DataError
 from momatch.data.sources import load_data, open_collection
-from momatch.errors import UsageError
+from momatch.utils.errors import UsageError
 
 N = 102
 PICTURES = np.random.default_rng(1).integers(0, 256, (N, 4, 4, 3), dtype=np.uint8)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from momatch.data.emoji import MASK, MAX_TOKENS, TOKEN_DIM, TOKENS, load_emoji, pictures, wordings
-from momatch.data.pictures import DataError
-from momatch.data.wordings import Wordings
+from momatch.data.image_io import DataError
+from momatch.data.paraphrases import Wordings
 from momatch.training.batches import image_batches
 
 

@@ -14,22 +14,29 @@ from conftest import N
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from momatch import cli, conventions, load_data, load_student, load_teacher, schedules
-from momatch.assembly import distillation
-from momatch.comparison import Choice
-from momatch.config import DistillConfig, GuidanceConfig, InstantConfig, MonitorConfig, StoppingConfig
+from momatch import cli, load_data, load_student, load_teacher
+from momatch.cli.serve.comparison import Choice
+from momatch.config.schema import (
+    DistillConfig,
+    GuidanceConfig,
+    InstantConfig,
+    MonitorConfig,
+    StoppingConfig,
+    TrainConfig,
+)
 from momatch.data.images import ImageSet, Split
 from momatch.data.prepared import load_prepared
-from momatch.denoiser import Denoiser
-from momatch.errors import UsageError
+from momatch.diffusion import conventions, schedules
+from momatch.diffusion.denoiser import Denoiser
 from momatch.evaluation.conditions import fixed_cond
 from momatch.evaluation.sweep import evaluate_at
-from momatch.latents import decoder_of
-from momatch.model import Model
+from momatch.interop.autoencoder import decoder_of
+from momatch.models.model import Model
 from momatch.networks.configs import DiffusersConfig
 from momatch.networks.diffusers import DiffusersNetwork
-from momatch.planning import plan
-from momatch.training.loop import TrainConfig
+from momatch.training.build import distillation
+from momatch.training.plan import plan
+from momatch.utils.errors import UsageError
 
 BETAS = torch.linspace(1e-4, 0.02, 100).tolist()
 
@@ -62,7 +69,7 @@ def teacher(pipeline=None, channels=4, width=16, nulls=None, num_classes=0, **in
 
 @pytest.fixture
 def few_resamples(monkeypatch):
-    from momatch import assessment
+    from momatch.evaluation import assessment
 
     monkeypatch.setattr(assessment, "evaluate_at", partial(evaluate_at, resamples=5))
 
@@ -136,7 +143,7 @@ def test_the_run_looks_at_decoded_pictures_and_leaves_a_student_that_knows_the_e
 
 
 def test_looks_ask_for_the_first_prompts_of_the_set_they_are_compared_with(data, monkeypatch):
-    from momatch import monitoring
+    from momatch.training import monitor as monitoring
 
     asked = []
     model = teacher()
@@ -204,7 +211,7 @@ def test_decoded_metrics_are_those_of_the_decoded_pictures(data, pipelines):
 
 def test_large_sets_are_compared_by_a_sample_that_is_counted(data, pipelines, monkeypatch):
     monkeypatch.setattr("momatch.evaluation.sweep.MOST_DECODED", 6)
-    monkeypatch.setattr("momatch.monitoring.MOST_DECODED", 30)
+    monkeypatch.setattr("momatch.training.monitor.MOST_DECODED", 30)
     model = teacher(pipelines("stable_diffusion"))
     row = evaluate_at(model, "teacher", data, 1, 100, resamples=10)
     frechet = row.result.get("frechet", "decoded pixels averaged to 8×8")
@@ -325,7 +332,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(kind, data, pipelines):
 
 def test_a_teacher_trained_on_latents_decodes_its_looks(pipelines, captioned, tmp_path, capsys):
     """momatch's own network on prepared latents, with labels; the prompts are left aside."""
-    from momatch.preparation import PrepareConfig, prepare
+    from momatch.interop.prepare import PrepareConfig, prepare
 
     options = PrepareConfig(str(pipelines("stable_diffusion")), captions="ignore", shard_size=50)
     for _ in prepare(str(captioned), options, tmp_path / "latents"):

@@ -17,10 +17,10 @@ from tiny_pipelines import SIZE
 from momatch import cli, load_data
 from momatch.data.prepared import load_prepared
 from momatch.data.rows import held_bytes
-from momatch.errors import UsageError
-from momatch.latents import load_autoencoder
-from momatch.preparation import PrepareConfig, prepare
-from momatch.training.seeding import generator
+from momatch.interop.autoencoder import load_autoencoder
+from momatch.interop.prepare import PrepareConfig, prepare
+from momatch.utils.errors import UsageError
+from momatch.utils.seeding import generator
 
 
 def run(source, teacher, out, **options):
@@ -124,8 +124,8 @@ def test_prompts_are_encoded_as_the_pipeline_encodes_them(prepared, pipelines, c
 
 @torch.no_grad()
 def test_xl_guides_away_from_an_empty_prompt_if_its_config_says_so(pipelines):
-    from momatch.pipelines import load_encoders
-    from momatch.prompts import null_condition
+    from momatch.interop.pipelines import load_encoders
+    from momatch.interop.prompts import null_condition
 
     zeros, empty = (
         null_condition(load_encoders(pipelines("stable_diffusion_xl", zeros=z)), SIZE) for z in (True, False)
@@ -139,8 +139,8 @@ def test_xl_guides_away_from_an_empty_prompt_if_its_config_says_so(pipelines):
 @torch.no_grad()
 def test_stable_diffusion_3_without_its_t5(pipelines):
     """Its encode_prompt asks the network, which is not loaded, how wide embeddings are."""
-    from momatch.pipelines import load_encoders
-    from momatch.prompts import encode_prompts
+    from momatch.interop.pipelines import load_encoders
+    from momatch.interop.prompts import encode_prompts
 
     folder = pipelines("stable_diffusion_3", t5=False)
     found = encode_prompts(load_encoders(folder), ["a red square", "of"])
@@ -166,7 +166,7 @@ def test_latents_with_a_mean_and_spread_of_each_channel():
     """As Playground's: the pipeline decodes latents·std/scale + mean."""
     from tiny_pipelines import vae
 
-    from momatch.latents import Autoencoder
+    from momatch.interop.autoencoder import Autoencoder
 
     inner = vae()
     mean, std = [0.1, -0.2, 0.3, 0.0], [2.0, 1.0, 0.5, 3.0]
@@ -184,7 +184,7 @@ def test_an_autoencoder_without_a_distribution(tmp_path):
     """Sana's: the encoder gives latents and no mean or spread, its stride is 4 here."""
     from diffusers import AutoencoderDC
 
-    from momatch.latents import load_autoencoder
+    from momatch.interop.autoencoder import load_autoencoder
 
     sides = dict(attention_head_dim=4, latent_channels=4, scaling_factor=0.4)
     blocks = dict(

@@ -6,7 +6,7 @@ import torch
 
 from momatch.evaluation.features import PixelFeatures
 from momatch.evaluation.frechet import frechet_distance
-from momatch.evaluation.run import EvaluationResult, evaluate
+from momatch.evaluation.metrics import EvaluationResult, evaluate
 from momatch.evaluation.statistics import FeatureStatistics
 
 

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from momatch.data.emoji import MASK, TOKENS, load_emoji
-from momatch.errors import Notice
 from momatch.evaluation import builtin, efficientnet
 from momatch.evaluation.conditions import fixed_rows
 from momatch.evaluation.efficientnet import SIDE, EfficientNetFeatures
 from momatch.evaluation.retrieval import WEIGHTS, CaptionRetrieval
 from momatch.evaluation.sweep import evaluate_at
 from momatch.methods.base import Batch
-from momatch.methods.contrastive import Contrastive, moved
 from momatch.networks.matcher import Matcher
+from momatch.utils.errors import Notice
 
 needs_features = pytest.mark.skipif(not efficientnet.installed(), reason="needs the extra features")
+
+
+TOOLS = Path(__file__).parent.parent.parent / "tools"
+
+
+@pytest.fixture
+def contrastive(monkeypatch):
+    """Training of the matcher, which is not shipped."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    return importlib.import_module("contrastive")
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +98,21 @@ def test_features_are_the_ones_before_the_network_s_own_head(data):
     assert extractor(images).shape == (3, 320)
 
 
-def test_moved_pictures_get_white_edges():
+def test_moved_pictures_get_white_edges(contrastive):
+    moved = contrastive.moved
     x = torch.arange(9.0).view(1, 1, 3, 3) / 10
     assert moved(x, 1, 0)[0, 0].tolist() == [[1.0, *row[:2]] for row in x[0, 0].tolist()]
     assert moved(x, 0, -1)[0, 0].tolist() == [*x[0, 0].tolist()[1:], [1.0] * 3]
 
 
-def test_contrastive_loss_is_the_cross_entropy_of_both_sides():
+def test_contrastive_loss_is_the_cross_entropy_of_both_sides(contrastive):
     torch.manual_seed(0)
     matcher = Matcher(token_dim=4, dim=8, width=8).eval()
     cond = {TOKENS: torch.randn(5, 3, 4), MASK: torch.ones(5, 3)}
     x = torch.rand(5, 3, 16, 16)
-    update = Contrastive(matcher, noise_std=0.0, shift=0).step(0, Batch(x, cond, torch.Generator()))
+    update = contrastive.Contrastive(matcher, noise_std=0.0, shift=0).step(
+        0, Batch(x, cond, torch.Generator())
+    )
     p, c = matcher(x, cond[TOKENS], cond[MASK])
     log = 10.0 * p @ c.T
     by_hand = -(log.log_softmax(1).diagonal().mean() + log.log_softmax(0).diagonal().mean()) / 2

@@ -13,19 +13,19 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from momatch import conventions, schedules
 from momatch.cli import main
-from momatch.denoiser import Denoiser
-from momatch.errors import RunError, UsageError
-from momatch.export import noise
-from momatch.export.folder import export_folder
-from momatch.export.moment_matching_scheduler import MomentMatchingScheduler
-from momatch.model import CHUNK, Student
+from momatch.cli.export import push
+from momatch.diffusion import conventions, schedules
+from momatch.diffusion.denoiser import Denoiser
+from momatch.diffusion.sampling import ancestral, time_grid
+from momatch.interop.export import noise
+from momatch.interop.export.folder import export_folder
+from momatch.interop.export.moment_matching_scheduler import MomentMatchingScheduler
+from momatch.models.model import CHUNK, Student
 from momatch.networks.configs import DiffusersConfig, MLPConfig
 from momatch.networks.diffusers import DiffusersNetwork
 from momatch.networks.mlp import MLP
-from momatch.publication import push
-from momatch.sampling import ancestral, time_grid
+from momatch.utils.errors import RunError, UsageError
 
 TABLES = {
     "linear": DDPMScheduler(1000).betas.double().tolist(),

@@ -14,14 +14,14 @@ import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
-from momatch import conventions, schedules
-from momatch.denoiser import Denoiser
-from momatch.errors import UsageError
-from momatch.export.onnx import EXPORTER_LOG, export_onnx, quiet
-from momatch.model import CHUNK, Student
+from momatch.diffusion import conventions, schedules
+from momatch.diffusion.denoiser import Denoiser
+from momatch.interop.export.onnx import EXPORTER_LOG, export_onnx, quiet
+from momatch.models.model import CHUNK, Student
 from momatch.networks import registry
 from momatch.networks.configs import DiffusersConfig, UNetConfig, UViTConfig
 from momatch.networks.diffusers import DiffusersNetwork
+from momatch.utils.errors import UsageError
 
 BETAS = torch.linspace(1e-4, 0.02, 100, dtype=torch.float64).tolist()
 

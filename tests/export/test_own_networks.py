@@ -14,16 +14,17 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from momatch import latents, schedules
 from momatch.cli import main
-from momatch.denoiser import Denoiser
-from momatch.export import standalone
-from momatch.export.folder import export_folder
-from momatch.export.moment_matching_network import MomentMatchingNetwork
-from momatch.model import CHUNK, Student
+from momatch.diffusion import schedules
+from momatch.diffusion.denoiser import Denoiser
+from momatch.interop import autoencoder as latents
+from momatch.interop.export import standalone
+from momatch.interop.export.folder import export_folder
+from momatch.interop.export.moment_matching_network import MomentMatchingNetwork
+from momatch.interop.load import load_student
+from momatch.models.model import CHUNK, Student
 from momatch.networks import registry
 from momatch.networks.configs import UNetConfig, UViTConfig
-from momatch.teachers.own import load_student
 
 TEXT, MASK = "encoder_hidden_states", "encoder_attention_mask"
 UNET = UNetConfig(channels=(8, 16), attention_levels=(1,), embedding_dim=16)

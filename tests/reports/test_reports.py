@@ -8,12 +8,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from momatch.config import DistillConfig, TeacherConfig, to_json
-from momatch.errors import UsageError
-from momatch.evaluation.run import EvaluationResult, Measurement
+from momatch.config.schema import DistillConfig, TeacherConfig, TrainConfig, to_json
+from momatch.evaluation.metrics import EvaluationResult, Measurement
+from momatch.evaluation.report import html, plots, tables
 from momatch.evaluation.sweep import Row
-from momatch.reports import html, plots, tables
-from momatch.training.loop import TrainConfig
+from momatch.utils.errors import UsageError
 
 
 def measurement(metric, value, error=None, features="digits-classifier", n=20_000):

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import momatch
-from momatch.errors import Notice, UsageError
-from momatch.model import load_model
+from momatch.models.model import load_model
+from momatch.utils.errors import Notice, UsageError
 
 sys.path.insert(0, str(Path(__file__).parent))
 import folders  # noqa: E402
@@ -139,7 +139,7 @@ SCHEDULERS = [
 @pytest.mark.parametrize("kind", SCHEDULERS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("betas", BETAS)
 def test_every_scheduler_with_betas_is_read(kind, betas):
-    from momatch.teachers import noise
+    from momatch.interop import diffusers_scheduler as noise
 
     scheduler = kind(**BETAS[betas])
     found = noise.read({**scheduler.config, "_class_name": kind.__name__}, 16)
@@ -150,7 +150,7 @@ def test_every_scheduler_with_betas_is_read(kind, betas):
 
 
 def test_heun_dpm_and_ddpm_say_whether_they_clip():
-    from momatch.teachers import noise
+    from momatch.interop import diffusers_scheduler as noise
 
     for scheduler, clip in [
         (diffusers.DDPMScheduler(), 1.0),
@@ -164,7 +164,7 @@ def test_heun_dpm_and_ddpm_say_whether_they_clip():
 
 
 def test_thresholding_is_a_clip_or_is_said_to_be_left_out(recwarn):
-    from momatch.teachers import noise
+    from momatch.interop import diffusers_scheduler as noise
 
     def clip(kind, **options):
         return noise.read({**kind(**options).config, "_class_name": kind.__name__}, 16).clip
@@ -207,7 +207,7 @@ def test_euler_with_continuous_time_is_read_as_it_steps(name, tmp_path):
 
 
 def test_a_continuous_time_that_diffusers_does_not_heed_is_not_heeded():
-    from momatch.teachers import noise
+    from momatch.interop import diffusers_scheduler as noise
 
     scheduler = diffusers.EulerDiscreteScheduler(timestep_type="continuous")
     assert (

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 import momatch
-from momatch import cli, inspection
-from momatch.assembly import distillation
-from momatch.config import GuidanceConfig, InstantConfig, MonitorConfig, ScheduleConfig
-from momatch.errors import UsageError
+from momatch import cli
+from momatch.cli import evaluate as inspection
+from momatch.config.schema import GuidanceConfig, InstantConfig, MonitorConfig, ScheduleConfig, TrainConfig
 from momatch.methods.alternating import Alternating
 from momatch.methods.warm_start import WarmStart
-from momatch.model import load_model
-from momatch.training.loop import TrainConfig
+from momatch.models.model import load_model
+from momatch.training.build import distillation
+from momatch.utils.errors import UsageError
 
 sys.path.insert(0, str(Path(__file__).parent))
 import folders  # noqa: E402

@@ -26,7 +26,11 @@ def make():
         torch.manual_seed(0)
         denoiser = momatch.Denoiser(Net(), "eps", time=momatch.conventions.timesteps(betas), clip=1.0)
     return momatch.Model(
-        denoiser, CustomConfig("tiny_teacher:make"), momatch.schedules.tabulated(betas), (1, 8, 8), steps=16
+        denoiser,
+        CustomConfig("tiny_teacher:make"),
+        momatch.schedules.tabulated(betas),
+        (1, 8, 8),
+        steps=16,
     )
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from momatch import schedules
-from momatch.analytic.mixture import GaussianMixture
-from momatch.config import WeightingConfig
-from momatch.denoiser import Denoiser
+from momatch.config.schema import WeightingConfig
+from momatch.diffusion import schedules
+from momatch.diffusion.denoiser import Denoiser
+from momatch.diffusion.gaussian_mixture import GaussianMixture
 from momatch.methods import weighting
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Batch

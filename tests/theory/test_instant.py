@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from momatch import schedules
-from momatch.config import GuidanceConfig
+from momatch.config.schema import GuidanceConfig
 from momatch.data.emoji import MASK, TOKENS
-from momatch.denoiser import Denoiser, Guided
-from momatch.errors import UsageError
+from momatch.diffusion import schedules
+from momatch.diffusion.denoiser import Denoiser, Guided
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Batch
 from momatch.methods.instant import Instant, adam_preconditioner
-from momatch.methods.products import choose_product, difference_product, forward_product
+from momatch.methods.jvp import choose_product, difference_product, forward_product
 from momatch.methods.transition import Transition
 from momatch.networks.configs import MLPConfig, UNetConfig, UViTConfig
 from momatch.networks.registry import build
+from momatch.utils.errors import UsageError
 
 SCHEDULE = schedules.cosine()
 

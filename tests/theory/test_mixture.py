@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from momatch import process
-from momatch.analytic.distances import energy_distance, mode_statistics, sliced_wasserstein2
-from momatch.analytic.mixture import GaussianMixture, ring_of_gaussians
+from momatch.diffusion import process
+from momatch.diffusion.distances import energy_distance, mode_statistics, sliced_wasserstein2
+from momatch.diffusion.gaussian_mixture import GaussianMixture, ring_of_gaussians
 
 MIXTURE = GaussianMixture(
     torch.tensor([1.0, 3.0]),

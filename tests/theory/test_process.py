@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from momatch import process
-from momatch.analytic.distances import energy_distance
-from momatch.analytic.mixture import GaussianMixture
+from momatch.diffusion import process
+from momatch.diffusion.distances import energy_distance
+from momatch.diffusion.gaussian_mixture import GaussianMixture
 
 LOGSNR = st.floats(-15, 15)
 VALUE = st.floats(-3, 3)

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from momatch import process, sampling, schedules
-from momatch.analytic.distances import sliced_wasserstein2
-from momatch.analytic.mixture import ring_of_gaussians
-from momatch.denoiser import Denoiser, Guided
+from momatch.diffusion import process, sampling, schedules
+from momatch.diffusion.denoiser import Denoiser, Guided
+from momatch.diffusion.distances import sliced_wasserstein2
+from momatch.diffusion.gaussian_mixture import ring_of_gaussians
 
 MEAN, VARIANCE = 0.7, 0.3
 SCHEDULE = schedules.cosine(logsnr_min=-30.0, logsnr_max=30.0)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from momatch import schedules
+from momatch.diffusion import schedules
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).tolist()
 EXAMPLES = {

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from momatch import schedules
-from momatch.analytic.mixture import GaussianMixture
-from momatch.config import GuidanceConfig
-from momatch.denoiser import Denoiser, Thresholded
+from momatch.config.schema import GuidanceConfig
+from momatch.diffusion import schedules
+from momatch.diffusion.denoiser import Denoiser, Thresholded
+from momatch.diffusion.gaussian_mixture import GaussianMixture
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Batch
 from momatch.methods.denoising import Denoising

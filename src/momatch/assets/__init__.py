@@ -1,1 +1,1 @@
-"""Models that ship with the package, and how they were made."""
+"""Models that ship with the package; tools/make_assets.py made them."""

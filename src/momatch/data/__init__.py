@@ -1,1 +1,1 @@
-"""Pictures to learn from. Leaves: they know nothing of diffusion."""
+"""Images, latents and conditions to learn from. They know nothing of diffusion."""

@@ -11,7 +11,7 @@ from typing import overload
 
 from torch import Tensor
 
-from momatch.data.pictures import DataError
+from momatch.data.image_io import DataError
 
 
 class Captions(Sequence[str]):

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from momatch import files
+from momatch.data.image_io import DataError
 from momatch.data.images import ImageSet, Split, random_split
-from momatch.data.pictures import DataError
+from momatch.data.paraphrases import Wordings
 from momatch.data.rows import Pixels
-from momatch.data.wordings import Wordings
+from momatch.utils import files
 
 FOLDER = Path(__file__).parent.parent / "assets" / "emoji"
 SIZES = (16, 32)
 TOKENS, MASK = "encoder_hidden_states", "encoder_attention_mask"  # as diffusers' networks call them
 MAX_TOKENS, TOKEN_DIM = 16, 128
 HELDOUT_FRACTION = 0.1
-TEXT_ENCODER = "minilm-l6-128"  # what `momatch.text` calls the encoder of these captions
+TEXT_ENCODER = "minilm-l6-128"  # what `momatch.interop.text_encoders` calls the encoder of these captions
 
 
 def load_emoji(image_size: int = 0) -> Split:

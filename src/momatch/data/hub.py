@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from momatch.data.items import (
+from momatch.data.collections import (
     CAPTION_FIELDS,
     LABEL_FIELDS,
     USUAL,
@@ -16,7 +16,7 @@ from momatch.data.items import (
     digest,
     to_labels,
 )
-from momatch.data.pictures import DataError, central_square, to_pixels
+from momatch.data.image_io import DataError, central_square, to_pixels
 
 PREFIX = "hf:"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from momatch.data.captions import take_captions
 from momatch.data.rows import Rows, take
-from momatch.files import fingerprint
+from momatch.utils.files import fingerprint
 
 
 @dataclass(frozen=True, repr=False)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from momatch.data.captions import Captions
+from momatch.data.image_io import DataError
 from momatch.data.images import ImageSet
-from momatch.data.pictures import DataError
 from momatch.data.rows import Shards, opened
-from momatch.errors import UsageError
+from momatch.utils.errors import UsageError
 
 FORMAT = "momatch-data-1"
 INDEX, SETTINGS, NULL_CONDITION = "index.json", "prepare.json", "null-condition.safetensors"

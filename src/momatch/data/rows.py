@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from momatch.errors import UsageError
-from momatch.files import fingerprint
+from momatch.utils.errors import UsageError
+from momatch.utils.files import fingerprint
 
 if TYPE_CHECKING:
     from safetensors import safe_open

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from momatch.data.collections import METADATA, USUAL, Collection, Fields, Folder, ImageFolder, Item, Npz
 from momatch.data.digits import load_digits
 from momatch.data.emoji import load_emoji
 from momatch.data.hub import PREFIX, Hub
+from momatch.data.image_io import DataError
 from momatch.data.images import ImageSet, Split, random_split, stratified_split
-from momatch.data.items import METADATA, USUAL, Collection, Fields, Folder, ImageFolder, Item, Npz
-from momatch.data.pictures import DataError
 from momatch.data.prepared import is_prepared, load_prepared
 from momatch.data.rows import Pixels
 from momatch.data.tars import Tars

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from momatch.data.items import (
+from momatch.data.collections import (
     CAPTION_FIELDS,
     LABEL_FIELDS,
     USUAL,
@@ -22,7 +22,7 @@ from momatch.data.items import (
     digest,
     to_labels,
 )
-from momatch.data.pictures import SUFFIXES, DataError, read_picture
+from momatch.data.image_io import SUFFIXES, DataError, read_picture
 
 RECORDS = ("txt", "json", "cls")
 

@@ -1,1 +1,1 @@
-"""How good are the samples? Samples (iterable) → features → statistics → metric."""
+"""How good are the samples? Samples (iterable) → features → statistics → metric → report."""

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import torch
 
-from momatch import files
 from momatch.data.images import ImageSet
-from momatch.errors import Notice
 from momatch.evaluation import efficientnet
 from momatch.evaluation.efficientnet import EfficientNetFeatures
 from momatch.evaluation.features import (
@@ -20,8 +18,10 @@ from momatch.evaluation.features import (
     PixelFeatures,
 )
 from momatch.evaluation.retrieval import CaptionRetrieval
-from momatch.latents import Decoder
+from momatch.interop.autoencoder import Decoder
 from momatch.networks.classifier import Classifier as ClassifierNetwork
+from momatch.utils import files
+from momatch.utils.errors import Notice
 
 DIGITS_CLASSIFIER = Path(__file__).parent.parent / "assets" / "digits-classifier.safetensors"
 DIGITS_CLASSIFIER_WIDTH = 16

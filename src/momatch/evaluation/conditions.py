@@ -9,8 +9,8 @@ from torch import Tensor
 
 from momatch.data.images import ImageSet
 from momatch.data.rows import spread, take
-from momatch.denoiser import Cond
-from momatch.model import Model
+from momatch.diffusion.denoiser import Cond
+from momatch.models.model import Model
 
 
 def fixed_cond(model: Model, data: ImageSet, num_samples: int, num_classes: int | None = None) -> Cond | None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from momatch.errors import UsageError
+from momatch.utils.errors import UsageError
 
 NAME = "efficientnet-lite0"
 CHUNK = 16  # pictures at a time on a CPU: they fit its cache, and take a quarter of the time that 256 would

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from momatch import files
 from momatch.data.emoji import FOLDER, MASK, TOKENS
 from momatch.data.rows import Rows
 from momatch.networks.matcher import Matcher
+from momatch.utils import files
 
 WEIGHTS = FOLDER / "matcher.safetensors"
 SIDE = 16  # that the network was trained at; larger pictures are averaged down

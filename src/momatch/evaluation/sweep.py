@@ -14,9 +14,9 @@ from momatch.data.images import Split
 from momatch.data.rows import Rows, sample_of, spread, take
 from momatch.evaluation import builtin
 from momatch.evaluation.conditions import fixed_cond, fixed_rows
-from momatch.evaluation.run import EvaluationResult, evaluate
-from momatch.latents import decoder_of
-from momatch.model import Model
+from momatch.evaluation.metrics import EvaluationResult, evaluate
+from momatch.interop.autoencoder import decoder_of
+from momatch.models.model import Model
 
 MOST_REFERENCE, MOST_DECODED = 50_000, 10_000  # rows of large data that samples are compared with
 Pair = tuple[Tensor, Tensor | None]  # pictures and labels asked for

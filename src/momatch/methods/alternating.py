@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from momatch.denoiser import Denoiser
+from momatch.diffusion.denoiser import Denoiser
 from momatch.methods.base import Batch, Update, per_sample, sample_statistics
 from momatch.methods.transition import Transition
 from momatch.methods.weighting import Weighting, flat

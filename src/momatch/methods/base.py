@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from momatch.denoiser import Cond
+from momatch.diffusion.denoiser import Cond
 
 
 @dataclass(frozen=True)

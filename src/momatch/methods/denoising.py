@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from momatch import process
-from momatch.denoiser import Cond, Denoiser
+from momatch.diffusion import process
+from momatch.diffusion.denoiser import Cond, Denoiser
+from momatch.diffusion.schedules import NoiseSchedule
 from momatch.methods.base import Batch, Update, per_sample
 from momatch.methods.weighting import TimeDensity, Weighting, power, v_weight
-from momatch.schedules import NoiseSchedule
 
 
 class Denoising:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from momatch import process
-from momatch.denoiser import Denoiser
+from momatch.diffusion import process
+from momatch.diffusion.denoiser import Denoiser
 from momatch.methods.base import Batch, Update, per_sample, sample_statistics
 from momatch.methods.denoising import Denoising
-from momatch.methods.products import Product, forward_product
+from momatch.methods.jvp import Product, forward_product
 from momatch.methods.transition import Draw, Transition
 from momatch.methods.weighting import Weighting, flat
 
@@ -37,7 +37,7 @@ class Instant:
         transition: how t, z_t, x̃, s and z_s are drawn.
         preconditioner: Λ, the diagonal by parameter name of `teacher`; see `adam_preconditioner`.
         weighting: w(s).
-        product: how (∂g_θ/∂θ) ν is computed; see `momatch.methods.products`.
+        product: how (∂g_θ/∂θ) ν is computed; see `momatch.methods.jvp`.
         centre: subtract the gradient that the teacher gets from real data, which a teacher that has not
             converged still has. The student is then matched to the data where the teacher is wrong.
     """

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from momatch import process
-from momatch.denoiser import Cond
+from momatch.diffusion import process
+from momatch.diffusion.denoiser import Cond
+from momatch.diffusion.schedules import NoiseSchedule
 from momatch.methods.base import Batch
 from momatch.methods.weighting import TimeDensity, power
-from momatch.schedules import NoiseSchedule
 
 DenoiserFunction = Callable[[Tensor, Tensor, Cond | None], Tensor]
 Posterior = Literal["conditional", "fresh"]

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from momatch import schedules
-from momatch.schedules import NoiseSchedule
+from momatch.diffusion import schedules
+from momatch.diffusion.schedules import NoiseSchedule
 
 Weighting = Callable[[Tensor, Tensor, Tensor], Tensor]
 TimeDensity = Callable[[Tensor], Tensor]

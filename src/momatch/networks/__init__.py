@@ -1,1 +1,1 @@
-"""Networks: (z, logsnr, cond) → tensor. Leaves: they know nothing of diffusion."""
+"""Networks: (z, logsnr, cond) → tensor. They know nothing of diffusion."""

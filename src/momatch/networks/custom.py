@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from momatch.errors import UsageError
 from momatch.networks.configs import CustomConfig
+from momatch.utils.errors import UsageError
 
 
 def call(builder: str) -> Any:

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from momatch.errors import UsageError
 from momatch.networks.configs import DiffusersConfig
+from momatch.utils.errors import UsageError
 
 Cond = dict[str, Tensor]
 FLUX_GUIDANCE = 3.5  # what FluxPipeline asks for unless told otherwise

@@ -1,1 +1,1 @@
-"""The training loop and what it needs: batches, optimizers, checkpoints, seeds."""
+"""From a config to a trained model: the loop, optimizers, checkpoints, previews, plans."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from momatch.data.paraphrases import Wordings
 from momatch.data.rows import Rows
-from momatch.data.wordings import Wordings
 from momatch.methods.base import Batch
-from momatch.training.seeding import generator
+from momatch.utils.seeding import generator
 
 Batches = Callable[[int], Batch]
 

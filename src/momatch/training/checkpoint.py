@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from momatch.errors import UsageError
-from momatch.files import write_atomically
 from momatch.training.optim import Optimizer
+from momatch.utils.errors import UsageError
+from momatch.utils.files import write_atomically
 
 FORMAT = "momatch-checkpoint-1"
 

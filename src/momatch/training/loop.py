@@ -17,35 +17,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from momatch.errors import RunError
+from momatch.config.schema import OptimConfig, TrainConfig
 from momatch.methods.base import Method
 from momatch.training import checkpoint
 from momatch.training.batches import Batches
-from momatch.training.optim import OptimConfig, Optimizer, learning_rate_schedule
-from momatch.training.seeding import derive_seed
+from momatch.training.optim import Optimizer, learning_rate_schedule
+from momatch.utils.errors import RunError
+from momatch.utils.seeding import derive_seed
 
 
 class NonFiniteLossError(RunError):
     """A loss or gradient was not finite; the message names the step and the last good checkpoint."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How long and how often.
-
-    Attributes:
-        num_steps: optimizer steps in all (for alternating matching: of both kinds together).
-        batch_size: pictures a step.
-        seed: of everything random.
-        log_every: steps between records that carry metrics.
-        checkpoint_every: steps between checkpoints.
-    """
-
-    num_steps: int = 3000
-    batch_size: int = 128
-    seed: int = 0
-    log_every: int = 50
-    checkpoint_every: int = 500
 
 
 @dataclass(frozen=True)

@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Optimizer settings, the same for every role.
-
-    Attributes:
-        learning_rate: peak rate.
-        warmup_steps: steps of linear warm-up from 0; linear decay to 0 follows.
-        beta1: Adam's first-moment decay (paper: 0).
-        beta2: Adam's second-moment decay (paper: 0.99).
-        eps: Adam's ε (paper: 1e-12).
-        clip_norm: global-norm gradient clip of each role (paper: 1).
-    """
-
-    learning_rate: float = 3e-4
-    warmup_steps: int = 100
-    beta1: float = 0.0
-    beta2: float = 0.99
-    eps: float = 1e-12
-    clip_norm: float = 1.0
+from momatch.config.schema import OptimConfig
 
 
 def learning_rate_schedule(config: OptimConfig, step: int, num_steps: int) -> float:

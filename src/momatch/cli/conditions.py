@@ -1,0 +1,46 @@
+"""From --labels and --prompt to what a model is conditioned on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from momatch.cli.parsing import integers
+from momatch.diffusion.denoiser import Cond
+from momatch.interop.text_encoders import text_encoder_of
+from momatch.models.model import Model
+from momatch.utils.errors import UsageError
+
+
+def label_cond(labels: str | None, num: int, model: Model) -> Cond | None:
+    """The condition for `num` samples: the given labels in turn, or all in turn."""
+    if labels is None:
+        return {"label": torch.arange(num) % model.num_classes} if model.num_classes else None
+    if not model.num_classes:
+        what = "takes text; ask by --prompt" if model.cond_shapes else "is unconditional; leave labels out"
+        raise UsageError(f"--labels {labels}: this model {what}")
+    chosen = torch.tensor(integers(labels, "--labels"))
+    wrong = chosen[(chosen < 0) | (chosen >= model.num_classes)]
+    if len(wrong):
+        raise UsageError(
+            f"--labels {labels}: {int(wrong[0])} is out of range, "
+            f"this model knows 0 to {model.num_classes - 1}"
+        )
+    return {"label": chosen[torch.arange(num) % len(chosen)]}
+
+
+def prompt_cond(prompts: Sequence[str], labels: str | None, num: int, model: Model) -> Cond:
+    """The condition for `num` samples: the given prompts in turn, encoded by the model's own encoder.
+
+    Raises:
+        UsageError: if the model takes no text, its encoder is not to be had, or labels are given too.
+    """
+    encoder = text_encoder_of(model)
+    if encoder is None:
+        other = "ask it by --labels" if model.num_classes else "leave prompts out"
+        raise UsageError(f"--prompt {prompts[0]!r}: this model takes no text; {other}")
+    if labels is not None:
+        raise UsageError(f"--labels {labels} beside --prompt {prompts[0]!r}: ask by one of them")
+    turn = torch.arange(num) % len(prompts)
+    return {name: rows[turn] for name, rows in encoder.encode(prompts).items()}

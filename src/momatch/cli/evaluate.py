@@ -1,0 +1,258 @@
+"""The commands that look at finished models: evaluate, guidance, report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+from tyro.conf import Fixed, Suppress
+
+from momatch.cli.parsing import (
+    OptionalInt,
+    OptionalText,
+    RunFolder,
+    RunName,
+    check_out,
+    integers,
+    numbers,
+    parse,
+)
+from momatch.cli.progress import follow_samples
+from momatch.config import validation
+from momatch.config.schema import GuidanceConfig
+from momatch.data.images import Split
+from momatch.data.sources import load_data
+from momatch.evaluation.assessment import Candidate, assess
+from momatch.evaluation.conditions import fixed_cond
+from momatch.evaluation.report.tables import evaluation_table
+from momatch.evaluation.sweep import Row
+from momatch.interop.compatibility import check_fit, check_null_condition, with_null_condition
+from momatch.interop.load import load_any, load_teacher
+from momatch.models.model import Model
+from momatch.utils import devices
+from momatch.utils.errors import UsageError
+from momatch.utils.text import count_of
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Measure a run's model, and its teacher, against data that no training saw.
+
+    Attributes:
+        run: folder of a run or of a model, or "digits" for the built-in teacher.
+        steps: network calls to try, such as 1,2,4,8; what the model was made for, if left out.
+        teacher_steps: the same for a student's teacher; left out, the teacher is not measured.
+        num: samples for each line.
+        seed: of samples and resampling.
+        data: data to compare with; what the model was trained on, if left out.
+        device: where networks run: cpu, cuda, cuda:1; auto is a GPU if there is one.
+    """
+
+    run: RunName
+    steps: OptionalText = None
+    teacher_steps: OptionalText = None
+    num: int = 20_000
+    seed: int = 0
+    data: OptionalText = None
+    device: str = devices.AUTO
+
+
+def evaluate(arguments: list[str], console: Console) -> None:
+    """`momatch evaluate RUN`."""
+    parsed = parse(EvaluateArguments, arguments, "evaluate")
+    check_enough(parsed.num)
+    device = devices.resolve(parsed.device)
+    model = load_any(parsed.run).to(device)
+    data = data_for(model, parsed.data)
+    inputs = model.info.get("inputs", {})
+    if parsed.data is None and inputs.get("data", data.train.fingerprint()) != data.train.fingerprint():
+        raise UsageError(
+            f"{model.info['data']} no longer holds the pictures that {parsed.run} was trained on; "
+            "name the data to compare with by --data"
+        )
+    steps = integers(parsed.steps, "--steps") if parsed.steps else (model.steps,)
+    check_fit(model, data.heldout)
+    candidates = [Candidate(str(model.info.get("role", "model")), model, steps)]
+    if parsed.teacher_steps:
+        if model.info.get("role") != "student":
+            raise UsageError(
+                f"--teacher-steps {parsed.teacher_steps}: {parsed.run} is no student; use --steps instead"
+            )
+        counts = integers(parsed.teacher_steps, "--teacher-steps")
+        teacher = teacher_of_student(model).to(device)
+        if inputs.get("teacher", teacher.fingerprint()) != teacher.fingerprint():
+            raise UsageError(
+                f"{model.info['teacher']} is not the teacher that {parsed.run} was distilled from; "
+                "put that one back there, or leave out --teacher-steps"
+            )
+        check_fit(teacher, data.heldout)
+        asked = distilled_guidance(model)
+        teacher = with_null_condition(teacher, model.denoiser.null_values)
+        candidates.insert(
+            0, Candidate("teacher", replace(teacher, denoiser=asked.apply(teacher.denoiser)), counts)
+        )
+        if asked.scale:
+            console.print(f"teacher: guided with w = {asked.scale:g}, as it was distilled", soft_wrap=True)
+    for candidate in candidates:
+        cond = fixed_cond(candidate.model, data.heldout, parsed.num)
+        for k in candidate.steps:
+            candidate.model.check_request(parsed.num, k, cond, parsed.seed)
+    directory = Path(parsed.run) if (Path(parsed.run) / "config.json").is_file() else None
+    measure(directory, candidates, data, parsed.num, parsed.seed, console)
+
+
+@dataclass(frozen=True)
+class SweptGuidance(GuidanceConfig):
+    """Guidance whose scale is not an option of its own: --scales says it."""
+
+    scale: Suppress[Fixed[float]] = 0.0
+
+
+@dataclass(frozen=True)
+class GuidanceArguments:
+    """Measure a model under several guidance scales: what fidelity costs in diversity.
+
+    Guidance belongs into a teacher before it is distilled: `momatch distill RECIPE --guidance.scale W`.
+
+    Attributes:
+        run: folder of a run or of a model, or "digits" for the built-in teacher.
+        scales: w in (1 + w) g(z, c) − w g(z, ∅), such as 0,0.5,1,2.
+        steps: network calls a sample; what the model was made for, if left out.
+        guidance: where guidance acts, and clipping.
+        num: samples for each line.
+        seed: of samples and resampling.
+        data: data to compare with; what the model was trained on, if left out.
+        device: where the network runs: cpu, cuda, cuda:1; auto is a GPU if there is one.
+        out: picture of the curve, a .png or .svg; its figures are written beside it as .json.
+    """
+
+    run: RunName
+    scales: str = "0,0.25,0.5,1,2,4"
+    steps: OptionalInt = None
+    guidance: SweptGuidance = field(default_factory=SweptGuidance)
+    num: int = 4000
+    seed: int = 0
+    data: OptionalText = None
+    device: str = devices.AUTO
+    out: Path = Path("guidance.png")
+
+
+def guidance(arguments: list[str], console: Console) -> None:
+    """`momatch guidance RUN`."""
+    from momatch.evaluation.report.plots import guidance_curve
+
+    if any(word.startswith("--guidance.scale") for word in arguments):
+        raise UsageError("guidance takes --scales, a list such as 0,1,2, in place of --guidance.scale")
+    parsed = parse(GuidanceArguments, arguments, "guidance")
+    check_out(parsed.out, ".png", ".svg")
+    check_enough(parsed.num)
+    scales = numbers(parsed.scales, "--scales")
+    device = devices.resolve(parsed.device)
+    model = load_any(parsed.run).to(device)
+    if model.info.get("role") == "student":
+        raise UsageError(
+            f"{parsed.run} is a student, its guidance is distilled in; give its teacher, "
+            f"{model.info['teacher']}"
+        )
+    if not model.denoiser.null_values and not model.cond_shapes:
+        raise UsageError(f"{parsed.run} has no null condition, so it cannot be guided")
+    data = data_for(model, parsed.data)
+    check_fit(model, data.heldout)
+    model = with_null_condition(model, data.heldout.null_condition)
+    for scale in filter(None, scales):
+        check_null_condition(model, data.heldout, scale)
+    steps = model.steps if parsed.steps is None else parsed.steps
+    cond = fixed_cond(model, data.heldout, max(parsed.num, 0))
+    model.check_request(parsed.num, steps, cond, parsed.seed)
+    candidates = []
+    for scale in scales:
+        config = replace(parsed.guidance, scale=scale)
+        validation.check_guidance(config)
+        guided = replace(model, denoiser=config.apply(model.denoiser))
+        candidates.append(Candidate(f"w = {scale:g}", guided, (steps,)))
+    rows = measure(None, candidates, data, parsed.num, parsed.seed, console)
+    figure = guidance_curve(list(zip(scales, rows, strict=True)))
+    figure.savefig(parsed.out, dpi=150, transparent=False, facecolor="white")
+    contents = [{"scale": w, **row.to_dict()} for w, row in zip(scales, rows, strict=True)]
+    parsed.out.with_suffix(".json").write_text(json.dumps(contents, indent=1) + "\n")
+    console.print(f"Curve: {parsed.out}, figures: {parsed.out.with_suffix('.json')}", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Write a run's report.html.
+
+    Attributes:
+        run: the run's folder.
+    """
+
+    run: RunFolder
+
+
+def report(arguments: list[str], console: Console) -> None:
+    """`momatch report RUN`."""
+    from momatch.evaluation.report.html import write_report
+
+    parsed = parse(ReportArguments, arguments, "report")
+    if not (parsed.run / "config.json").is_file():
+        raise UsageError(f"{parsed.run} is not the folder of a run (no config.json)")
+    console.print(f"Report: {write_report(parsed.run)}", soft_wrap=True)
+
+
+def teacher_of_student(student: Model) -> Model:
+    """The teacher that a student was distilled from, loaded as it was then."""
+    config = student.info.get("config", {})
+    null_label = int(config.get("null_label", -1))
+    return load_teacher(
+        str(student.info["teacher"]),
+        null_label if null_label >= 0 else None,
+        int(config.get("teacher_size", 0)) or None,
+    )
+
+
+def distilled_guidance(student: Model) -> GuidanceConfig:
+    """How its teacher was guided while it was distilled."""
+    return GuidanceConfig(**student.info.get("config", {}).get("guidance", {}))
+
+
+def measure(
+    directory: Path | None,
+    candidates: list[Candidate],
+    data: Split,
+    num_samples: int,
+    seed: int,
+    console: Console,
+) -> list[Row]:
+    """Evaluate and print the table; a line as each row is done, since some take long."""
+    rows = []
+    with follow_samples(console) as watch:
+        for row in assess(directory, candidates, data, num_samples, seed, watch):
+            rows.append(row)
+            console.print(f"  measured: {row.name}, {count_of(row.steps, 'step')}")
+    console.print(evaluation_table(rows))
+    return rows
+
+
+def check_enough(num: int) -> None:
+    """Refuse a number of samples on which no metric means anything."""
+    if num < 100:
+        raise UsageError(
+            f"--num {num} is too few for any metric; use 100 or more (20000 for figures to quote)"
+        )
+
+
+def data_for(model: Model, source: str | None) -> Split:
+    """The data of that name, or what the model was trained on; pictures at the size the model makes."""
+    known = source or model.info.get("data")
+    if known is None:
+        raise UsageError(
+            "this model does not say what it was trained on; name data to compare with by --data"
+        )
+    pictures = model.sample_shape[0] in (1, 3)  # latents have more channels
+    if pictures and "pipeline" in model.info and not {"config", "vae"} & set(model.info):
+        size = model.sample_shape[-1]  # a teacher of pixels from elsewhere
+    else:
+        size = int(model.info.get("config", {}).get("image_size", 0))
+    return load_data(str(known), size)

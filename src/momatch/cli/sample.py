@@ -1,0 +1,156 @@
+"""The command that draws: sample."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+from tyro.conf import UseAppendAction
+
+from momatch.cli.conditions import label_cond, prompt_cond
+from momatch.cli.parsing import (
+    OptionalInt,
+    OptionalText,
+    RunName,
+    check_out,
+    parse,
+)
+from momatch.config import validation
+from momatch.config.schema import Clip, GuidanceConfig
+from momatch.diffusion.denoiser import Cond
+from momatch.interop.autoencoder import decoder_of, to_pictures
+from momatch.interop.load import load_any
+from momatch.models.model import Model
+from momatch.utils import devices
+from momatch.utils.errors import Notice, UsageError
+from momatch.utils.text import count_of
+
+
+@dataclass(frozen=True)
+class SampleArguments:
+    """Draw pictures from a run's model.
+
+    Attributes:
+        run: folder of a run or of a model, or "digits" for the built-in teacher.
+        steps: network calls a sample; what the model was made for, if left out.
+        num: how many, of all prompts together; 64, or 8 for each prompt, if left out.
+        labels: classes to ask for, such as 0,1,2, taken in turn; all in turn if left out.
+        prompt: a text to ask for, of a model that takes text; may be given more than once, each becomes a
+            column of the grid.
+        guidance: of a teacher, w in (1 + w) g(z, c) − w g(z, ∅), one less than diffusers' guidance_scale; a
+            student has its own distilled in.
+        clip: of a teacher's estimates: "static" to [−1, 1], as the emoji recipes distil; "dynamic" rescales.
+        seed: of the noise; the same number of samples from the same seed are the same samples.
+        eta: stochasticity: 1 is ancestral, 0 is DDIM.
+        device: where the network runs: cpu, cuda, cuda:1; auto is a GPU if there is one. The same seed
+            gives other samples on a GPU than on the CPU.
+        out: a .png for a grid, in which small pictures are enlarged; or an .npz with images (uint8), and
+            labels or prompts.
+    """
+
+    run: RunName
+    steps: OptionalInt = None
+    num: OptionalInt = None
+    labels: OptionalText = None
+    prompt: UseAppendAction[tuple[str, ...]] = ()
+    guidance: float = 0.0
+    clip: Clip = "none"
+    seed: int = 0
+    eta: float = 1.0
+    device: str = devices.AUTO
+    out: Path = Path("samples.png")
+
+
+def sample(arguments: list[str], console: Console) -> None:
+    """`momatch sample RUN`."""
+    parsed = parse(SampleArguments, arguments, "sample")
+    check_out(parsed.out, ".png", ".npz")
+    if not 0 <= parsed.eta <= 1:
+        raise UsageError(f"--eta {parsed.eta} must lie in [0, 1]: 0 is DDIM, 1 is ancestral")
+    device = devices.resolve(parsed.device)
+    model = load_any(parsed.run).to(device)
+    prompts, num = parsed.prompt, parsed.num
+    num = (8 * len(prompts) or 64) if num is None else num
+    if 0 < num < len(prompts):
+        raise UsageError(f"--num {num} is for all prompts together, and there are {len(prompts)}")
+    steps = model.steps if parsed.steps is None else parsed.steps
+    if prompts:
+        cond = prompt_cond(prompts, parsed.labels, max(num, 0), model)
+    else:
+        cond = label_cond(parsed.labels, max(num, 0), model)
+    model.check_request(num, steps, cond, parsed.seed)
+    if parsed.guidance and cond is None and model.cond_shapes:
+        raise UsageError(f"--guidance {parsed.guidance} needs something to guide to; give --prompt")
+    if model.info.get("role") == "student" and steps != model.steps:
+        warnings.warn(
+            f"this student was made for {count_of(model.steps, 'step')}, not for {steps}; one "
+            "distilled for that gives better results (momatch distill RECIPE --steps)",
+            Notice,
+            stacklevel=2,
+        )
+    if model.cond_shapes and not any(prompts):
+        warnings.warn(
+            "nothing is asked for, so the pictures are of nothing in particular; ask by --prompt",
+            Notice,
+            stacklevel=2,
+        )
+    model = guided(model, parsed.guidance, parsed.clip)
+    decoder = decoder_of(model)
+    images = model.sample(num, steps, cond, parsed.seed, parsed.eta).cpu()
+    if not images.isfinite().all():
+        raise UsageError(f"{parsed.run} gave samples that are not finite; its training has broken down")
+    images = images if decoder is None else decoder(images)
+    if parsed.out.suffix == ".npz":
+        save_npz(parsed.out, images, cond, [prompts[i % len(prompts)] for i in range(num)] if prompts else [])
+    else:
+        from momatch.evaluation.report.plots import image_grid, save_png
+
+        pictures = to_pictures(images)
+        save_png(image_grid(pictures, len(prompts) or grid_columns(num)), parsed.out)
+    how = count_of(steps, "step")
+    how += f", guided with w = {parsed.guidance:g}" if parsed.guidance else ""
+    console.print(f"{num} samples in {how}: {parsed.out}", soft_wrap=True)
+
+
+def guided(model: Model, scale: float, clip: Clip = "none") -> Model:
+    """The model under classifier-free guidance, its estimates clipped.
+
+    Raises:
+        UsageError: if it is a student, or knows no null condition.
+    """
+    if not scale and clip == "none":
+        return model
+    config = GuidanceConfig(scale=scale, clip=clip)
+    validation.check_guidance(config)
+    if scale and model.info.get("role") == "student":
+        raise UsageError(
+            f"--guidance {scale}: a student has its guidance distilled in; give it to momatch distill as "
+            "--guidance.scale, or sample the teacher"
+        )
+    taken = {*(["label"] if model.num_classes else []), *model.cond_shapes}
+    if scale and (not taken or taken - set(model.denoiser.null_values)):
+        raise UsageError(f"--guidance {scale}: this model has no null condition to guide away from")
+    return replace(model, denoiser=config.apply(model.denoiser))
+
+
+def save_npz(path: Path, samples: Tensor, cond: Cond | None, prompts: Sequence[str] = ()) -> None:
+    """Pictures as `images` (uint8), latents not decoded as `latents` (float32); and what was asked."""
+    import numpy as np
+
+    arrays: dict[str, Any] = {"labels": cond["label"].numpy()} if cond and "label" in cond else {}
+    arrays |= {"prompts": np.array(prompts)} if prompts else {}
+    if samples.shape[1] in (1, 3):
+        pixels = samples.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        np.savez_compressed(path, images=pixels, **arrays)
+    else:
+        np.savez_compressed(path, latents=samples.float().numpy(), **arrays)
+
+
+def grid_columns(num: int) -> int:
+    """Columns that make a grid of `num` pictures about square."""
+    return max(1, round(num**0.5))

@@ -1,0 +1,183 @@
+"""The commands that make models: demo, train-teacher, distill.
+
+Like all commands, each parses its arguments, calls the library and prints the outcome.
+"""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from momatch.cli.evaluate import measure
+from momatch.cli.parsing import base_config, parse
+from momatch.cli.progress import follow
+from momatch.config import validation
+from momatch.config.recipes import recipe, teacher_recipe
+from momatch.config.schema import DistillConfig, TeacherConfig
+from momatch.data.images import ImageSet
+from momatch.data.sources import load_data
+from momatch.evaluation.assessment import Candidate
+from momatch.interop.load import load_any
+from momatch.models.model import Model
+from momatch.networks.configs import UViTConfig
+from momatch.training.build import distillation, teacher_of, teacher_training
+from momatch.training.run import Run
+from momatch.utils import devices
+from momatch.utils.errors import Notice, UsageError
+
+
+@dataclass(frozen=True)
+class DemoArguments:
+    """Distil the built-in digits teacher into an 8-step student.
+
+    Attributes:
+        out: the run's folder; the same command again goes on where it stopped.
+        num_samples: samples for each line of the table.
+        device: where to train: cpu, cuda, cuda:1; auto is a GPU if there is one.
+    """
+
+    out: Path = Path("runs/demo")
+    num_samples: int = 4000
+    device: str = devices.AUTO
+
+
+def demo(arguments: list[str], console: Console) -> None:
+    """`momatch demo`."""
+    from momatch.evaluation.report.html import write_report
+
+    parsed = parse(DemoArguments, arguments, "demo")
+    config = recipe("demo")
+    assert isinstance(config, DistillConfig)
+    config = replace(config, device=parsed.device)
+    teacher, data = teacher_of(config), load_data(config.data, config.image_size)
+    console.print(
+        f"Teacher: {count(teacher)} parameters, trained on {len(data.train)} digits; "
+        f"{len(data.heldout)} are held out.\n"
+        f"Distilling it into {config.steps} steps by alternating moment matching, "
+        f"{config.train.num_steps} steps of {config.train.batch_size} pictures.",
+        soft_wrap=True,
+    )
+    finish(distillation(teacher, data, config, parsed.out), "distilling", console)
+    student = load_any(parsed.out).to(teacher.device)
+    console.print(f"Evaluating on {parsed.num_samples} samples each.")
+    candidates = [Candidate("teacher", teacher, (8, 64)), Candidate("student", student, (config.steps,))]
+    measure(parsed.out, candidates, data, parsed.num_samples, 0, console)
+    written = write_report(parsed.out)
+    out = shlex.quote(str(parsed.out))
+    console.print(
+        f"\nReport: {written}\nStudent: {parsed.out / 'student'}\n\nNext:\n"
+        f"  momatch sample {out} --num 64 --labels 0,1,2,3 --out grid.png\n"
+        f"  momatch evaluate {out} --steps 1,2,4,8,16 --num 20000\n"
+        "  momatch distill digits-4 --out runs/digits-4\n"
+        "  momatch recipes",
+        soft_wrap=True,
+    )
+
+
+@dataclass(frozen=True)
+class TeacherArguments:
+    """Train a many-step model by denoising. The same command run again resumes.
+
+    Attributes:
+        out: the run's folder.
+        config: settings of the run.
+    """
+
+    out: Path
+    config: Annotated[TeacherConfig, tyro.conf.arg(name="")]
+
+
+def train_teacher(arguments: list[str], console: Console) -> None:
+    """`momatch train-teacher RECIPE --out DIR`."""
+    base, rest = base_config(arguments, TeacherConfig, "train-teacher")
+    assert isinstance(base, TeacherConfig)
+    parsed = parse(TeacherArguments, rest, "train-teacher RECIPE", TeacherArguments(tyro.MISSING, base))
+    validation.check(parsed.config)
+    data = load_data(parsed.config.data, parsed.config.image_size)
+    notice_unread_captions(parsed.config, data.train)
+    run = teacher_training(data, parsed.config, parsed.out)
+    finish(run, "training", console)
+    out = shlex.quote(str(parsed.out))
+    name = "emoji16-8" if run.model.cond_shapes else "digits-8"
+    given = parsed.config.image_size
+    size = "" if given == recipe(name).image_size else f" --image-size {given}"
+    console.print(
+        f"Teacher: {parsed.out / 'teacher'}\nNext: momatch distill {name} --teacher {out} "
+        f"--data {shlex.quote(parsed.config.data)}{size} --out STUDENT",
+        soft_wrap=True,
+    )
+
+
+def notice_unread_captions(config: TeacherConfig, images: ImageSet) -> None:
+    """Say so where pictures have captions that the teacher will not read."""
+    if images.captions is None:
+        return
+    if not images.conditions:
+        remedy = "to train on them, encode them first: momatch prepare --text-encoder minilm-l6"
+    elif not isinstance(config.network, UViTConfig):
+        remedy = "of momatch's own networks only the U-ViT reads text, as in the recipe emoji16-teacher"
+    else:
+        return
+    warnings.warn(f"the captions of {config.data} are not used; {remedy}", Notice, stacklevel=2)
+
+
+@dataclass(frozen=True)
+class DistillArguments:
+    """Distil a teacher by moment matching. The same command run again resumes.
+
+    Attributes:
+        out: the run's folder.
+        config: settings of the run.
+    """
+
+    out: Path
+    config: Annotated[DistillConfig, tyro.conf.arg(name="")]
+
+
+def distill(arguments: list[str], console: Console) -> None:
+    """`momatch distill RECIPE --out DIR`."""
+    base, rest = base_config(arguments, DistillConfig, "distill")
+    assert isinstance(base, DistillConfig)
+    parsed = parse(DistillArguments, rest, "distill RECIPE", DistillArguments(tyro.MISSING, base))
+    config = parsed.config
+    validation.check(config)
+    check_teacher_is_there(config)
+    teacher, data = teacher_of(config), load_data(config.data, config.image_size)
+    finish(distillation(teacher, data, config, parsed.out), "distilling", console)
+    out = shlex.quote(str(parsed.out))
+    following = f"momatch evaluate {out} && momatch report {out}"
+    if data.train.captions is not None and data.train.conditions:
+        caption = shlex.quote(data.train.captions[0])
+        following = f"momatch sample {out} --prompt {caption} && momatch evaluate {out} --num 1000"
+    console.print(f"Student: {parsed.out / 'student'}\nNext: {following}", soft_wrap=True)
+
+
+def check_teacher_is_there(config: DistillConfig) -> None:
+    """Say how to get the teacher of a recipe that has not been trained yet.
+
+    Raises:
+        UsageError: naming the command.
+    """
+    if teacher_recipe(config):
+        name, folder = Path(config.teacher).name, shlex.quote(config.teacher)
+        raise UsageError(
+            f"there is no folder {folder}; train that teacher first, momatch train-teacher {name} --out "
+            f"{folder}, or name another by --teacher"
+        )
+
+
+def finish(run: Run, title: str, console: Console) -> None:
+    """Train a run to its end and save its model; one that is complete already is only saved again."""
+    follow(run, title, console)
+    run.finish()
+
+
+def count(model: Model) -> str:
+    """Number of parameters, readable."""
+    return f"{sum(p.numel() for p in model.denoiser.parameters()):,}"

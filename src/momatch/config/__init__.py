@@ -1,0 +1,37 @@
+"""All settings: what they are, where they come from, and a run's folder that keeps them."""
+
+from momatch.config.schema import (
+    AdapterConfig,
+    Clip,
+    DistillConfig,
+    GuidanceConfig,
+    InstantConfig,
+    MonitorConfig,
+    OptimConfig,
+    RunConfig,
+    ScheduleConfig,
+    StoppingConfig,
+    TeacherConfig,
+    TrainConfig,
+    WeightingConfig,
+    to_json,
+)
+from momatch.utils.errors import ConfigError
+
+__all__ = [
+    "AdapterConfig",
+    "Clip",
+    "ConfigError",
+    "DistillConfig",
+    "GuidanceConfig",
+    "InstantConfig",
+    "MonitorConfig",
+    "OptimConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "StoppingConfig",
+    "TeacherConfig",
+    "TrainConfig",
+    "WeightingConfig",
+    "to_json",
+]

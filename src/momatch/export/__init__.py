@@ -1,1 +1,0 @@
-"""A student as others open it: a folder for diffusers, or ONNX."""

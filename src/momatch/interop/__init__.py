@@ -1,0 +1,1 @@
+"""Everything that touches other people's formats: diffusers, text encoders, LoRA files, ONNX."""

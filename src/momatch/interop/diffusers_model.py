@@ -1,0 +1,289 @@
+"""Teachers of the diffusers library: a pipeline's folder, or a model's folder with its scheduler.
+
+pipeline/                          model/
+model_index.json                   config.json
+unet/ or transformer/              diffusion_pytorch_model.safetensors
+scheduler/                         scheduler_config.json, or scheduler/ in it or beside it
+
+The oldest pipelines keep the files of their network beside model_index.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from momatch.diffusion.denoiser import Denoiser
+from momatch.interop import diffusers_scheduler as noise
+from momatch.interop.pipelines import AUTOENCODERS
+from momatch.models.model import Model, ModelError
+from momatch.networks.configs import DiffusersConfig
+from momatch.networks.diffusers import FAMILIES, FLUX_GUIDANCE, DiffusersNetwork, library
+from momatch.utils.errors import UsageError
+from momatch.utils.text import first_line
+
+# What the first DiT and PixArt pipelines call their network, by its norm_type.
+EXPORTED = "MomentMatchingNetwork"  # class of our own networks in an exported folder
+LEGACY = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+STEPS = 64  # network calls that such a teacher samples with unless told otherwise
+FLUX_SIZE = 128  # of FluxPipeline's latents, unless told otherwise
+HUB_FILES = [
+    "model_index.json",
+    "config.json",
+    "scheduler_config.json",
+    "diffusion_pytorch_model*.safetensors*",
+    *(f"{part}/*.json" for part in ("scheduler", "unet", "transformer", *AUTOENCODERS)),
+    *(f"{part}/diffusion_pytorch_model*.safetensors" for part in ("unet", "transformer")),
+]
+
+
+def is_folder(path: Path) -> bool:
+    """Whether this looks like something that diffusers saved."""
+    return (path / "model_index.json").is_file() or "_class_name" in _read(path / "config.json")
+
+
+def from_hub(name: str) -> Path:
+    """Fetch what a teacher needs of a repository: configs, and weights as safetensors.
+
+    Args:
+        name: "organisation/name".
+
+    Raises:
+        ModelError: if the hub does not give it.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UsageError(
+            f"{name} is no folder here, and fetching it from the hub needs huggingface_hub, which is not "
+            "installed; pip install 'momatch[diffusers]'"
+        ) from None
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*.fp16*", "*non_ema*"])
+        )
+    except Exception as error:
+        reason = first_line(error)
+        raise ModelError(
+            f"{name} is no folder here, and the hub does not give it ({type(error).__name__}: {reason}); "
+            "check the name, or the connection"
+        ) from None
+
+
+def load(
+    folder: Path, null_label: int | None = None, size: int | None = None, pipeline: str | None = None
+) -> Model:
+    """The teacher in a folder of diffusers.
+
+    Args:
+        folder: of a pipeline, or of a model.
+        null_label: the label of a UNet2DModel that stands for "no class", if it was trained with one.
+        size: side of what it makes (pixels, or latents), if not what its config says.
+        pipeline: what to call it in `info`; the folder if None.
+
+    Raises:
+        UsageError: if something is missing, unknown to momatch, or has to be told.
+    """
+    part = _network_folder(folder)
+    config = _read(part / "config.json")
+    class_name = str(config.get("_class_name"))
+    if class_name == "Transformer2DModel":
+        class_name = LEGACY.get(str(config.get("norm_type")), class_name)
+    if class_name == EXPORTED:
+        raise UsageError(
+            f"{folder} is a student that momatch has exported for diffusers to open; give momatch itself the "
+            "folder of the run or of the student that it was made of"
+        )
+    if class_name not in FAMILIES:
+        raise UsageError(
+            f"{part} holds a {class_name}; momatch knows {', '.join(FAMILIES)}: wrap others in "
+            "momatch.Denoiser (docs/bring-your-teacher.md)"
+        )
+    model = _network(part, class_name)
+    plain = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    found: dict[str, Any] = json.loads(json.dumps(plain))
+    shape = _sample_shape(class_name, found, size)
+    patch = 2 if class_name == "FluxTransformer2DModel" else found.get("patch_size") or 1
+    unit = 1000.0 if class_name == "FluxTransformer2DModel" else 1.0
+    scheduler = _scheduler_config(folder, part)
+    heard = noise.read(scheduler, math.prod(side // patch for side in shape[1:]), unit)
+    if _read(_home(folder) / "model_index.json").get("requires_aesthetics_score"):
+        raise UsageError(
+            f"{folder} is a refiner (requires_aesthetics_score): trained on little noise alone, it cannot "
+            "sample from pure noise; distil the base model"
+        )
+    num_classes, cond_shapes, nulls = _conditions(class_name, found, null_label)
+    network = DiffusersConfig(class_name, found, heard.negated)
+    info = _info(folder, scheduler, pipeline)
+    denoiser = Denoiser(
+        DiffusersNetwork(network, model), heard.prediction, nulls, heard.time, heard.sigma_data, heard.clip
+    )
+    return Model(
+        denoiser.eval(), network, heard.schedule, shape, STEPS, num_classes, info, cond_shapes=cond_shapes
+    )
+
+
+def _info(folder: Path, scheduler: dict[str, Any], pipeline: str | None) -> dict[str, Any]:
+    """Where it came from, and how its latents are scaled, if it makes latents."""
+    home = _home(folder)
+    info: dict[str, Any] = {
+        "role": "teacher",
+        "pipeline": pipeline or str(home.resolve()),
+        "scheduler": scheduler["_class_name"],
+    }
+    vae = next(filter(None, (_read(home / part / "config.json") for part in AUTOENCODERS)), None)
+    if vae:
+        info["vae"] = {
+            "scaling_factor": vae.get("scaling_factor", 0.18215),  # AutoencoderKL's own default
+            "shift_factor": vae.get("shift_factor") or 0.0,
+            **{key: vae[key] for key in ("latents_mean", "latents_std") if vae.get(key)},
+        }
+    return info
+
+
+def _home(folder: Path) -> Path:
+    """The pipeline that a folder belongs to, if it is part of one."""
+    whole = (folder / "model_index.json").is_file()
+    return folder.parent if not whole and (folder.parent / "model_index.json").is_file() else folder
+
+
+def _network_folder(folder: Path) -> Path:
+    if not (folder / "model_index.json").is_file():
+        return folder
+    for part in ("unet", "transformer"):
+        if (folder / part / "config.json").is_file():
+            return folder / part
+    if "_class_name" in _read(folder / "config.json"):
+        return folder
+    raise ModelError(f"the pipeline {folder} has no unet/config.json and no transformer/config.json")
+
+
+def _scheduler_config(folder: Path, part: Path) -> dict[str, Any]:
+    for place in (folder, part, part.parent):
+        for path in (place / "scheduler" / "scheduler_config.json", place / "scheduler_config.json"):
+            if path.is_file():
+                return _read(path)
+    raise ModelError(
+        f"{folder} does not say with what noise the network was trained; put the scheduler_config.json of "
+        "its training (or pipeline) into it"
+    )
+
+
+def _network(part: Path, class_name: str) -> Any:
+    """The network with its weights, in float32."""
+    if not any(part.glob("*.safetensors")):
+        others = sorted(path.name for pattern in ("*.bin", "*.ckpt", "*.pt") for path in part.glob(pattern))
+        if others:
+            raise ModelError(
+                f"{part} holds weights as {others[0]}, a format that can run code, which momatch does not "
+                f'read; convert them: python -c "from diffusers import {class_name} as M; '
+                f"M.from_pretrained('{part}', use_safetensors=False).save_pretrained('{part}')\""
+            )
+        raise ModelError(f"{part} holds no weights (no .safetensors)")
+    kind = getattr(library(), class_name)
+    try:
+        model, report = kind.from_pretrained(
+            part, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        reason = first_line(error)
+        raise ModelError(f"diffusers cannot load the {class_name} in {part}: {reason}") from None
+    wrong = [*report["missing_keys"], *report["mismatched_keys"]]
+    if wrong:
+        raise ModelError(f"the weights in {part} lack {len(wrong)} of its {class_name}, such as {wrong[0]}")
+    return model.float().eval()
+
+
+def _sample_shape(class_name: str, config: dict[str, Any], size: int | None) -> tuple[int, ...]:
+    """(C, H, W) of what it makes."""
+    channels, out = config["in_channels"], config.get("out_channels") or config["in_channels"]
+    if out not in (channels, 2 * channels):
+        raise UsageError(
+            f"this {class_name} takes {channels} channels and gives {out}; momatch needs one that gives what "
+            "it takes (no inpainting, no instructions)"
+        )
+    flux = class_name == "FluxTransformer2DModel"
+    side = size or config.get("sample_size") or (FLUX_SIZE if flux else None)
+    if side is None:
+        raise UsageError(
+            f"this {class_name} does not say how large its samples are; give their side, as size=64 or "
+            "--teacher-size 64"
+        )
+    height, width = (side, side) if isinstance(side, int) else side
+    return (channels // 4 if flux else channels), int(height), int(width)
+
+
+def _conditions(
+    class_name: str, config: dict[str, Any], null_label: int | None
+) -> tuple[int, dict[str, tuple[int, ...]], dict[str, Any]]:
+    """Number of classes, shapes of the other conditions, and null values."""
+    if null_label is not None and class_name != "UNet2DModel":
+        raise UsageError(f"null_label {null_label} is for a UNet2DModel with classes, not a {class_name}")
+    if class_name == "UNet2DModel":
+        if config.get("time_embedding_type") == "learned":
+            raise UsageError(
+                "this UNet2DModel has time_embedding_type = learned: it knows whole timesteps alone, and "
+                "momatch asks between them"
+            )
+        return _labels(config, null_label)
+    if class_name == "DiTTransformer2DModel":
+        classes = config["num_embeds_ada_norm"]
+        return classes, {}, {"label": classes}
+    if class_name == "UNet2DConditionModel":
+        return _text_unet(config)
+    if class_name == "PixArtTransformer2DModel":
+        width = config.get("caption_channels") or config["cross_attention_dim"]
+        return 0, {"encoder_hidden_states": (-1, width), "encoder_attention_mask": (-1,)}, {}
+    shapes: dict[str, tuple[int, ...]] = {
+        "encoder_hidden_states": (-1, config["joint_attention_dim"]),
+        "pooled_projections": (config["pooled_projection_dim"],),
+    }
+    if config.get("guidance_embeds"):
+        return 0, {**shapes, "guidance": ()}, {"guidance": FLUX_GUIDANCE}
+    return 0, shapes, {}
+
+
+def _labels(
+    config: dict[str, Any], null_label: int | None
+) -> tuple[int, dict[str, tuple[int, ...]], dict[str, Any]]:
+    rows = config.get("num_class_embeds")
+    if config.get("class_embed_type") is not None:
+        raise UsageError(f"class_embed_type {config['class_embed_type']!r} is unknown; momatch knows labels")
+    if null_label is None:
+        return rows or 0, {}, {}
+    if not rows or not 0 <= null_label < rows:
+        raise UsageError(f"null_label is {null_label}, but this network has {rows or 0} labels, from 0")
+    return (rows - 1 if null_label == rows - 1 else rows), {}, {"label": null_label}
+
+
+def _text_unet(config: dict[str, Any]) -> tuple[int, dict[str, tuple[int, ...]], dict[str, Any]]:
+    for key, known in {
+        "addition_embed_type": "text_time",
+        "class_embed_type": None,
+        "encoder_hid_dim": None,
+    }.items():
+        if config.get(key) not in (None, known):
+            raise UsageError(
+                f"this UNet2DConditionModel has {key} {config[key]!r}, which momatch does not know"
+            )
+    width = config["cross_attention_dim"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "encoder_hidden_states": (-1, width if isinstance(width, int) else width[0])
+    }
+    if config.get("addition_embed_type"):
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        shapes = {**shapes, "text_embeds": (pooled,), "time_ids": (6,)}
+    return config.get("num_class_embeds") or 0, shapes, {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The contents of a JSON file; nothing if it is missing or holds something else."""
+    if not path.is_file():
+        return {}
+    try:
+        contents = json.loads(path.read_text())
+    except ValueError:
+        raise ModelError(f"{path} is damaged: it is not JSON") from None
+    return contents if isinstance(contents, dict) else {}

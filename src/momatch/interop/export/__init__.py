@@ -1,0 +1,1 @@
+"""A student in the form in which others open it: a folder of diffusers, or ONNX."""

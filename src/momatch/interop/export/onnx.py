@@ -1,0 +1,163 @@
+"""One network call of a student as ONNX, and its sampler as numbers.
+
+DIR/
+  model.onnx      (z, logsnr, time, conditions) → x: the whole denoiser, its scale included
+  sampler.json    logSNR and network's time of each call, and the coefficients of the steps between
+
+Sampling, in any language: z is noise; for every call, x = model(z, logsnr, time); if it was not the last,
+z = z_coefficient · z + x_coefficient · x + noise_std · noise. The last x is the sample.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from momatch.diffusion.denoiser import Cond, Denoiser
+from momatch.diffusion.sampling import step_coefficients, time_grid
+from momatch.models.model import NULL_CONDITION, Model
+from momatch.utils.errors import UsageError
+from momatch.utils.files import write_atomically
+
+EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 8  # of the inputs that the network is traced with; both stay open
+# What torch's exporter says about its own insides, whatever it exports.
+EXPORTER_LOG, EXPORTER_REMARK = "torch.onnx._internal.exporter._registration", "torchvision is not installed"
+EXPORTER_WARNINGS: list[tuple[str, type[Warning]]] = [
+    ("", DeprecationWarning),
+    (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
+    (r"# The axis name: \w+ will not be used, since it shares", UserWarning),
+]
+
+
+def export_onnx(model: Model, directory: Path) -> None:
+    """Write model.onnx and sampler.json into `directory`; null-condition.safetensors for embedded prompts.
+
+    Raises:
+        UsageError: if a package is missing.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"{error.name} is not installed; pip install 'momatch[onnx]'") from None
+    if model.denoiser.unwrapped is not model.denoiser:
+        raise UsageError("a guided or clipped model cannot be exported; export the plain one")
+    names, inputs, shapes = _inputs(model)
+    network = _Call(copy.deepcopy(model.denoiser).cpu(), names[3:]).eval()
+    directory.mkdir(parents=True, exist_ok=True)
+    with quiet():
+        program: Any = torch.onnx.export(
+            network,
+            inputs,
+            dynamo=True,
+            input_names=names,
+            output_names=["x"],
+            dynamic_shapes=(shapes,),
+            custom_translation_table={torch.ops.aten.sigmoid.default: _sigmoid()},
+            verbose=False,
+        )
+    write_atomically(directory / "model.onnx", lambda path: program.save(str(path)))
+    nulls = {k: v.contiguous() for k, v in model.denoiser.null_values.items() if isinstance(v, Tensor)}
+    if nulls:
+        write_atomically(directory / NULL_CONDITION, lambda path: save_file(nulls, str(path)))
+    contents = json.dumps(sampler(model), indent=1) + "\n"
+    write_atomically(directory / "sampler.json", lambda path: path.write_text(contents))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the known remarks of torch's exporter; whatever else it says is heard."""
+
+    def unknown(record: logging.LogRecord) -> bool:
+        return EXPORTER_REMARK not in record.getMessage()
+
+    log = logging.getLogger(EXPORTER_LOG)
+    log.addFilter(unknown)
+    try:
+        with warnings.catch_warnings():
+            for message, category in EXPORTER_WARNINGS:
+                warnings.filterwarnings("ignore", message, category)
+            yield
+    finally:
+        log.removeFilter(unknown)
+
+
+def _sigmoid() -> Any:
+    """1/(1 + e^−x) in ONNX's own words: onnxruntime's Sigmoid is wrong by percents at −15, and α needs it."""
+    from onnxscript import opset18
+
+    op: Any = opset18  # its types know no Any
+
+    def sigmoid(x: Any) -> Any:
+        return op.Reciprocal(op.Add(op.Exp(op.Neg(x)), op.Constant(value_float=1.0)))
+
+    return sigmoid
+
+
+def sampler(model: Model) -> dict[str, Any]:
+    """What a sampling loop has to know; JSON types only. Step i lies between calls i and i + 1."""
+    logsnr = model.schedule(time_grid(model.steps))
+    of_z, of_x, std = (c[:-1].tolist() for c in step_coefficients(logsnr[1:], logsnr[:-1], eta=1.0))
+    steps = [
+        {"z_coefficient": a, "x_coefficient": b, "noise_std": c}
+        for a, b, c in zip(of_z, of_x, std, strict=True)
+    ]
+    nulls = {k: v for k, v in model.denoiser.null_values.items() if not isinstance(v, Tensor)}
+    return {
+        "steps": model.steps,
+        "sample_shape": list(model.sample_shape),
+        "num_classes": model.num_classes,
+        "conditions": {name: list(shape) for name, shape in model.cond_shapes.items()},
+        "null_values": nulls,
+        "text_encoder": model.info.get("text_encoder") or model.info.get("pipeline"),
+        "logsnr": logsnr[:-1].tolist(),
+        "time": model.denoiser.time.to_time(logsnr[:-1]).tolist(),
+        "between": steps,
+    }
+
+
+class _Call(nn.Module):
+    """The denoiser, its conditions given one by one instead of in a dict."""
+
+    def __init__(self, denoiser: Denoiser, names: list[str]):
+        super().__init__()
+        self.denoiser, self.names = denoiser, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        z, logsnr, time, *conditions = inputs
+        cond: Cond | None = dict(zip(self.names, conditions, strict=True)) or None
+        return self.denoiser.in_range(self.denoiser.estimate(z, logsnr, time, cond))
+
+
+def _inputs(model: Model) -> tuple[list[str], tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
+    """Names of the inputs, an example of each, and which of their sides stay open."""
+    batch = torch.export.Dim("batch")
+    names = ["z", "logsnr", "time"]
+    zeros = torch.zeros(EXAMPLE_BATCH)
+    inputs = [torch.randn(EXAMPLE_BATCH, *model.sample_shape), zeros, zeros.clone()]
+    shapes: list[dict[int, Any]] = [{0: batch}, {0: batch}, {0: batch}]
+    if model.num_classes:
+        names.append("label")
+        inputs.append(torch.zeros(EXAMPLE_BATCH, dtype=torch.int64))
+        shapes.append({0: batch})
+    for name, shape in model.cond_shapes.items():
+        names.append(name)
+        sides = [EXAMPLE_LENGTH if side == -1 else side for side in shape]
+        null = model.denoiser.null_values.get(
+            name
+        )  # of the type that it is asked with: a mask is whole numbers
+        dtype = null.dtype if isinstance(null, Tensor) else torch.float32
+        inputs.append(torch.ones(EXAMPLE_BATCH, *sides, dtype=dtype))
+        lengths = {i + 1: torch.export.Dim("length") for i, side in enumerate(shape) if side == -1}
+        shapes.append({0: batch, **lengths})
+    return names, tuple(inputs), tuple(shapes)

@@ -1,0 +1,105 @@
+"""The one door for models, whoever made them: a run, the package itself, diffusers, somebody's code."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from momatch.interop import diffusers_model as diffusers
+from momatch.models.model import Model, ModelError, Student, load_model
+from momatch.networks import custom
+from momatch.networks.configs import CustomConfig
+from momatch.utils.errors import UsageError
+
+ASSETS = Path(__file__).parent.parent / "assets"
+HUB_NAME = re.compile(r"(?!runs/)[\w-][\w.-]*/[\w-][\w.-]*")  # momatch's own runs are never on the hub
+BUILDER = re.compile(r"[\w.]+:\w+")
+
+
+def load_teacher(source: str | Path, null_label: int | None = None, size: int | None = None) -> Model:
+    """Load a teacher.
+
+    Args:
+        source: "digits" for the one that ships with the package; the folder of a model, or of a run that
+            trained one; the folder of a diffusers pipeline, or of a diffusers model with its scheduler; the
+            name of one on the Hugging Face hub, "organisation/name"; or "package.module:function", whose
+            call gives a `momatch.Model`.
+        null_label: the label that stands for "no class" in a diffusers UNet2DModel; it can then be guided.
+        size: side of what a diffusers teacher makes, if not what its files say.
+
+    Raises:
+        UsageError: if there is no usable model, or something about it has to be told.
+    """
+    text, path = str(source), Path(source)
+    if not path.exists() and BUILDER.fullmatch(text):
+        model = _built(text)
+    elif path.is_dir() and not (path / "model.json").is_file() and diffusers.is_folder(path):
+        return diffusers.load(path, null_label, size)
+    elif not path.parent.is_dir() and isinstance(source, str) and HUB_NAME.fullmatch(text):
+        return diffusers.load(diffusers.from_hub(text), null_label, size, pipeline=text)
+    else:
+        model = _own_teacher(source)
+    if null_label is not None or size is not None:
+        raise UsageError(f"null_label and size are for teachers of diffusers; {source} is none")
+    return model
+
+
+def load_student(source: str | Path) -> Student:
+    """Load a student from its folder or from its run's folder.
+
+    Raises:
+        ModelError: if there is no usable model, or it is no student.
+    """
+    model = _from_run(Path(source), "student")
+    if not isinstance(model, Student):
+        raise ModelError(f"{source} holds a teacher, not a student; give the folder of a distillation run")
+    return model
+
+
+def load_any(source: str | Path, null_label: int | None = None, size: int | None = None) -> Model:
+    """Load whatever model a run ended with, its student or its teacher; or a teacher from elsewhere.
+
+    Raises:
+        UsageError: as `load_teacher`.
+    """
+    path = Path(source)
+    outside = diffusers.is_folder(path) if path.is_dir() else not path.exists()
+    if outside and not (path / "model.json").is_file():
+        return load_teacher(source, null_label, size)
+    if str(source) == "digits":
+        return _own_teacher("digits")
+    distilled = (path / "student").is_dir() or '"kind": "distill"' in _text(path / "config.json")
+    return _from_run(path, "student" if distilled else "teacher")
+
+
+def _built(builder: str) -> Model:
+    model = custom.call(builder)
+    if not isinstance(model, Model):
+        raise UsageError(f"{builder} returned {type(model).__name__}; it must return a momatch.Model")
+    return replace(model, network=CustomConfig(builder), info={"role": "teacher", **model.info})
+
+
+def _own_teacher(source: str | Path) -> Model:
+    """One that momatch made: shipped with the package, or in a folder."""
+    if str(source) == "digits":
+        return load_model(ASSETS / "digits-teacher")
+    return _from_run(Path(source), "teacher")
+
+
+def _from_run(path: Path, part: str) -> Model:
+    if (path / "model.json").is_file():
+        return load_model(path)
+    if part == "student" and (path / "teacher" / "model.json").is_file():
+        raise ModelError(
+            f"{path} holds a teacher, not a student; distil one: momatch distill RECIPE --teacher {path}"
+        )
+    if (path / "config.json").is_file() and not (path / part / "model.json").is_file():
+        raise ModelError(
+            f"the run {path} has no {part} yet; to finish it, run the command again that began it"
+        )
+    return load_model(path / part if (path / part).is_dir() else path)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""

@@ -1,0 +1,169 @@
+"""How a denoiser's output changes when its parameters move: (∂g_θ(z)/∂θ) ν, two ways.
+
+`forward_product` is forward-mode differentiation, exact. `difference_product` is a central difference along
+ν, for networks that forward mode cannot pass: two plain calls, and an error of about 1e-4 in float32. Both
+return the output beside its change. A clip (`Denoiser.clip`) holds the output, not the change. Dynamic
+thresholding is another matter: its threshold stands still for the one and moves for the other. Both
+compute in float32, whatever the precision of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from momatch.diffusion.denoiser import Cond, Denoiser, Precision
+from momatch.utils.errors import UsageError
+from momatch.utils.text import first_line
+
+ProductMode = Literal["auto", "forward", "difference"]
+Product = Callable[[nn.Module, Mapping[str, Tensor], Tensor, Tensor, Cond | None], tuple[Tensor, Tensor]]
+RELATIVE_STEP = 1e-3  # of a central difference, as a share of ‖θ‖
+
+
+@torch.no_grad()
+def forward_product(
+    denoiser: nn.Module, direction: Mapping[str, Tensor], z: Tensor, logsnr: Tensor, cond: Cond | None
+) -> tuple[Tensor, Tensor]:
+    """(g_θ(z), (∂g_θ(z)/∂θ) ν) by forward-mode differentiation.
+
+    Args:
+        denoiser: g_θ.
+        direction: ν, by parameter name; parameters left out stay fixed.
+        z: (B, …) noisy data.
+        logsnr: (B,).
+        cond: condition or None.
+    """
+    parameters = {k: v.detach() for k, v in denoiser.named_parameters() if k in direction}
+
+    def call(theta: dict[str, Tensor]) -> Tensor:
+        return functional_call(denoiser, theta, (z, logsnr, cond))
+
+    with forward_mode(denoiser), _in_float32(denoiser):
+        output, change = jvp(call, (parameters,), (dict(direction),))[:2]
+        return output, change
+
+
+@torch.no_grad()
+def difference_product(
+    denoiser: nn.Module, direction: Mapping[str, Tensor], z: Tensor, logsnr: Tensor, cond: Cond | None
+) -> tuple[Tensor, Tensor]:
+    """The same by (g_{θ+hν} − g_{θ−hν}) / 2h with h = `RELATIVE_STEP` ‖θ‖/‖ν‖; g_θ is the mean of both."""
+    clip = denoiser.clip if isinstance(denoiser, Denoiser) else None
+    parameters = {k: v.detach() for k, v in denoiser.named_parameters() if k in direction}
+    size = norm(direction)
+    h = RELATIVE_STEP * norm(parameters) / size if size > 0 else 1.0
+    with _unclipped(denoiser), _in_float32(denoiser):
+        ahead, behind = (
+            functional_call(
+                denoiser,
+                {k: torch.add(v, direction[k], alpha=sign * h) for k, v in parameters.items()},
+                (z, logsnr, cond),
+            )
+            for sign in (1, -1)
+        )
+    output = (ahead + behind) / 2
+    return output if clip is None else output.clamp(-clip, clip), (ahead - behind) / (2 * h)
+
+
+def choose_product(
+    mode: ProductMode, denoiser: nn.Module, z: Tensor, logsnr: Tensor, cond: Cond | None
+) -> tuple[str, Product]:
+    """The product to use, by name: "auto" is forward mode if the network can be differentiated so.
+
+    Args:
+        mode: what was asked for.
+        denoiser: g_θ.
+        z: (B, …) a small input to try forward mode on.
+        logsnr: (B,) its noise level.
+        cond: its condition, or None.
+
+    Raises:
+        UsageError: if forward mode was asked for and fails.
+    """
+    if mode == "difference":
+        return "difference", difference_product
+    # Along a random direction: zeros would hide operations without a rule.
+    generator = torch.Generator(z.device).manual_seed(0)
+    direction = {
+        k: torch.randn(v.shape, generator=generator, device=v.device, dtype=v.dtype)
+        for k, v in denoiser.named_parameters()
+    }
+    try:
+        forward_product(denoiser, direction, z, logsnr, cond)
+    except (RuntimeError, NotImplementedError) as error:
+        if mode == "auto":
+            return "difference", difference_product
+        reason = first_line(error)
+        raise UsageError(
+            f"instant.product is 'forward', but forward-mode differentiation of this network fails "
+            f"({reason}); use instant.product=difference or auto"
+        ) from None
+    return "forward", forward_product
+
+
+@contextmanager
+def forward_mode(module: nn.Module) -> Iterator[None]:
+    """Inside, `module` can be differentiated in forward mode; undone afterwards.
+
+    Two of torch's operations need it: scaled_dot_product_attention has a forward-mode rule in its MATH form
+    alone, and group_norm's fails on input that is not contiguous.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.GroupNorm)]
+    handles = [m.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),)) for m in norms]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _unclipped(denoiser: nn.Module) -> Iterator[None]:
+    """Inside, estimates are not clipped."""
+    clips = {m: m.clip for m in denoiser.modules() if isinstance(m, Denoiser)}
+    try:
+        for module in clips:
+            module.clip = None
+        yield
+    finally:
+        for module, clip in clips.items():
+            module.clip = clip
+
+
+@contextmanager
+def _in_float32(denoiser: nn.Module) -> Iterator[None]:
+    """Inside, networks compute in float32, not in bfloat16, which forward mode does not pass, nor in TF32.
+
+    A GPU's convolutions are TF32 by default; along so short a step that made differences 5 % wrong.
+    """
+    precisions: dict[Denoiser, Precision] = {
+        m: m.precision for m in denoiser.modules() if isinstance(m, Denoiser)
+    }
+    device = next(denoiser.parameters()).device
+    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for module in precisions:
+            module.precision = "float32"
+        for backend in backends:
+            backend.allow_tf32 = False
+        with torch.autocast(device.type, enabled=False):  # whatever stands around the run
+            yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+        for module, precision in precisions.items():
+            module.precision = precision
+
+
+def norm(tensors: Mapping[str, Tensor]) -> float:
+    """‖·‖₂ of all tensors together."""
+    return float(torch.stack([torch.linalg.vector_norm(t) for t in tensors.values()]).norm())

@@ -1,0 +1,1 @@
+"""A model that can be used: denoiser, schedule and sample shape, saved and loaded as a folder."""

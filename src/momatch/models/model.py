@@ -1,0 +1,307 @@
+"""A model that can be used: denoiser, schedule, sample shape and step count, saved and loaded as a folder.
+
+Teachers and students are kept in the same form:
+
+    model.safetensors    the network's weights
+    model.json           its family and shape, prediction type, schedule, sample shape, steps and origin
+    null-condition.safetensors   where "nothing asked for" is a tensor: the embedding of an empty prompt, say
+    second-moments.safetensors   beside a teacher that momatch trained: Adam's v̂, which Algorithm 3 needs
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from momatch.diffusion import conventions, process, schedules
+from momatch.diffusion.denoiser import Cond, Denoiser
+from momatch.diffusion.sampling import ancestral
+from momatch.diffusion.schedules import NoiseSchedule
+from momatch.networks import registry
+from momatch.networks.lora import AdaptedNetwork
+from momatch.utils.errors import UsageError
+from momatch.utils.files import fingerprint, write_atomically
+from momatch.utils.text import first_line
+
+FORMAT = "momatch-model-1"
+SECOND_MOMENTS = "second-moments.safetensors"
+NULL_CONDITION = "null-condition.safetensors"
+MAX_STUDENT_STEPS = 16
+MAX_SEED = 2**32  # torch's generator on the CPU looks at no more bits
+CHUNK = 256  # samples made at a time; part of what a seed means, since noise is drawn chunk by chunk
+
+
+class ModelError(UsageError):
+    """A folder that does not hold a usable model; the message says why and what to do."""
+
+
+@dataclass(frozen=True, repr=False)
+class Model:
+    """A denoiser with all that sampling from it needs.
+
+    Attributes:
+        denoiser: the network and its prediction type.
+        network: the network's shape, one of `momatch.networks.configs`.
+        schedule: λ(t) to sample with.
+        sample_shape: shape of one sample, e.g. (1, 8, 8).
+        steps: network calls that `sample` makes unless told otherwise.
+        num_classes: labels it can be asked for; 0 if it takes none.
+        info: where it came from: role ("teacher" or "student"), recipe, data, seed, …; JSON types only.
+        folder: where it was loaded from, or None.
+        cond_shapes: shape of one sample's part of each entry of cond, other than label, e.g.
+            {"encoder_hidden_states": (-1, 768)}; −1 where any length will do.
+    """
+
+    denoiser: Denoiser
+    network: registry.NetworkConfig
+    schedule: NoiseSchedule
+    sample_shape: tuple[int, ...]
+    steps: int
+    num_classes: int = 0
+    info: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    cond_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line instead of all weights."""
+        size = sum(p.numel() for p in self.denoiser.parameters())
+        return f"{type(self).__name__}({size:,} parameters, shape {self.sample_shape}, {self.steps} steps)"
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are; samples are made there."""
+        return next(self.denoiser.parameters()).device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights there, in place, as a module's own `to`; returns the model itself."""
+        self.denoiser.to(device)
+        return self
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell this model's weights from others."""
+        return fingerprint(self.denoiser.state_dict())
+
+    def second_moments(self) -> dict[str, Tensor] | None:
+        """Adam's v̂ of every parameter of `denoiser`, as training left them; None if they were not kept."""
+        path = self.folder / SECOND_MOMENTS if self.folder else None
+        return load_file(path) if path and path.is_file() else None
+
+    def sample(
+        self, n: int, steps: int | None = None, cond: Cond | None = None, seed: int = 0, eta: float = 1.0
+    ) -> Tensor:
+        """Draw n samples by the ancestral sampler (Algorithm 1).
+
+        Args:
+            n: how many.
+            steps: network calls for each; `self.steps` if None.
+            cond: what to ask for, such as {"label": (n,) int64}, an entry for each sample; None asks for
+                nothing in particular.
+            seed: the same seed gives the same n samples, and the same initial noise for any n and steps;
+                others on a GPU than on the CPU, whose random numbers differ.
+            eta: 1 = ancestral, 0 = DDIM.
+
+        Returns:
+            (n, *sample_shape) float32, on the model's device; pictures live in [−1, 1] but are not clipped.
+
+        Raises:
+            UsageError: if n, steps or a label is out of range.
+        """
+        return torch.cat(list(self.sample_chunks(n, steps, cond, seed, eta)))
+
+    def sample_chunks(
+        self, n: int, steps: int | None = None, cond: Cond | None = None, seed: int = 0, eta: float = 1.0
+    ) -> Iterator[Tensor]:
+        """As `sample`, a chunk of samples at a time."""
+        steps = self.steps if steps is None else steps
+        self.check_request(n, steps, cond, seed)
+        device = self.device
+        was_training = self.denoiser.training
+        self.denoiser.eval()
+        try:
+            for first in range(0, n, CHUNK):
+                count = min(CHUNK, n - first)
+                generator = torch.Generator(device).manual_seed(seed * 1_000_003 + first // CHUNK)
+                noise = torch.randn((CHUNK, *self.sample_shape), generator=generator, device=device)[:count]
+                chunk_cond = (
+                    {k: v[first : first + count].to(device) for k, v in cond.items()} if cond else None
+                )
+                yield ancestral(self.denoiser, noise, steps, self.schedule, chunk_cond, generator, eta)
+        finally:
+            self.denoiser.train(was_training)
+
+    def check_request(self, n: int, steps: int, cond: Cond | None, seed: int = 0) -> None:
+        """Refuse what this model cannot sample.
+
+        Raises:
+            UsageError: naming the value and what is allowed.
+        """
+        if n < 1:
+            raise UsageError(f"the number of samples must be at least 1, got {n}")
+        if not 0 <= seed < MAX_SEED:
+            raise UsageError(f"the seed must lie in 0 … {MAX_SEED - 1}, got {seed}")
+        if steps < 1:
+            raise UsageError(f"steps must be at least 1, got {steps}")
+        if self.info.get("role") == "student" and steps > MAX_STUDENT_STEPS:
+            raise UsageError(
+                f"steps must be 1 to {MAX_STUDENT_STEPS} for a student, got {steps}; "
+                f"this one was trained for {self.steps}"
+            )
+        self._check_cond(n, cond)
+
+    def _check_cond(self, n: int, cond: Cond | None) -> None:
+        known = {**({"label": ()} if self.num_classes else {}), **self.cond_shapes}
+        if cond is None:
+            missing = sorted(set(known) - set(self.denoiser.null_values))
+            if missing:
+                raise UsageError(f"this model must be asked for something: give {', '.join(missing)}")
+            return
+        if not isinstance(cond, Mapping):
+            raise UsageError(
+                f"cond is a {type(cond).__name__}; give a dictionary, of prompts "
+                "momatch.text_encoder_of(model).encode([…])"
+            )
+        if not known:
+            raise UsageError("this model is unconditional; leave labels out")
+        optional = {key for key, null in self.denoiser.null_values.items() if isinstance(null, float)}
+        if not set(known) - optional <= set(cond) <= set(known):
+            raise UsageError(f"this model takes {', '.join(known)} as condition, not {', '.join(cond)}")
+        for key, value in cond.items():
+            if len(value) != n:
+                what = "labels" if key == "label" else f"rows of {key}"
+                raise UsageError(f"got {len(value)} {what} for {n} samples; give one for each")
+            fits = value.ndim == 1 + len(known[key]) and all(
+                want in (-1, size) for want, size in zip(known[key], value.shape[1:], strict=True)
+            )
+            if not fits:
+                raise UsageError(f"{key} has shape {tuple(value.shape)}; this model takes (n, *{known[key]})")
+        labels = cond.get("label")
+        wrong = []
+        if labels is not None:  # the null label may lie just behind the others
+            allowed = (labels >= 0) & (labels < self.num_classes)
+            wrong = labels[~(allowed | (labels == self.denoiser.null_values.get("label", -1)))]
+        if len(wrong):
+            raise UsageError(
+                f"label {int(wrong[0])} is out of range; this model knows 0 to {self.num_classes - 1}"
+            )
+
+    def save(self, directory: str | Path) -> None:
+        """Write the model's folder; an existing one is replaced. An adapter is merged into the weights.
+
+        Raises:
+            ModelError: if the denoiser is guided or clipped: only a network and its prediction type can be
+                saved.
+        """
+        if self.denoiser.unwrapped is not self.denoiser:
+            raise ModelError(
+                f"a model with a {type(self.denoiser).__name__} denoiser cannot be saved; save the plain "
+                "one, and guide it again after loading"
+            )
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        network = self.denoiser.network
+        plain = network.merged() if isinstance(network, AdaptedNetwork) else network
+        weights = {k: v.detach().cpu().contiguous() for k, v in plain.state_dict().items()}
+        nulls = self.denoiser.null_values
+        tensors = {k: v.detach().cpu().contiguous() for k, v in nulls.items() if isinstance(v, Tensor)}
+        description = {
+            "format": FORMAT,
+            "network": registry.to_json(self.network),
+            "prediction": self.denoiser.prediction,
+            "sigma_data": self.denoiser.sigma_data,
+            "clip": self.denoiser.clip,
+            "time": {"name": self.denoiser.time.name, **self.denoiser.time.options},
+            "null_values": {k: v for k, v in nulls.items() if k not in tensors},
+            "schedule": {"name": self.schedule.name, **self.schedule.options},
+            "sample_shape": list(self.sample_shape),
+            "steps": self.steps,
+            "num_classes": self.num_classes,
+            "cond_shapes": {k: list(v) for k, v in self.cond_shapes.items()},
+            "info": self.info,
+        }
+        write_atomically(directory / "model.safetensors", lambda path: save_file(weights, path))
+        if tensors:
+            write_atomically(directory / NULL_CONDITION, lambda path: save_file(tensors, path))
+        write_atomically(
+            directory / "model.json", lambda path: path.write_text(json.dumps(description, indent=2) + "\n")
+        )
+
+
+class Student(Model):
+    """A distilled model: a `Model` whose `steps` is what it was trained for."""
+
+
+def load_model(directory: str | Path) -> Model:
+    """Load a folder that `Model.save` wrote.
+
+    Raises:
+        ModelError: if the folder is missing, incomplete, damaged or of another program.
+    """
+    directory = Path(directory)
+    path = directory / "model.json"
+    if not directory.exists():
+        raise ModelError(f"there is no folder {directory}; give that of a teacher, student or run")
+    if not path.is_file():
+        raise ModelError(
+            f"{directory} holds no model (no model.json); give the folder of a teacher, student or run"
+        )
+    try:
+        description = json.loads(path.read_text())
+        if not isinstance(description, dict) or description.get("format") != FORMAT:
+            found = description.get("format") if isinstance(description, dict) else description
+            raise ModelError(f"{path} has format {found!r}, this program reads {FORMAT!r}")
+        return _from_description(description, directory)
+    except ModelError:
+        raise
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as e:
+        reason = first_line(e)
+        raise ModelError(
+            f"the model in {directory} cannot be read ({type(e).__name__}: {reason}); "
+            "copy it again, or train it again"
+        ) from None
+
+
+def _from_description(description: dict[str, Any], directory: Path) -> Model:
+    """The model that model.json describes; raises whatever a damaged description makes it raise."""
+    config = registry.from_json(description["network"])
+    schedule = schedules.build(**description["schedule"])
+    ends = schedule(torch.linspace(0, 1, 101, dtype=torch.float64))
+    if not bool(ends.isfinite().all() and (ends.diff() < 0).all()):
+        raise ValueError("its schedule does not fall from a finite logSNR to another")
+    if description["prediction"] not in get_args(process.Prediction):
+        raise ValueError(f"unknown prediction type {description['prediction']!r}")
+    with torch.random.fork_rng(devices=[]):
+        network = registry.build(config)
+    network.load_state_dict(load_file(directory / "model.safetensors"))
+    num_classes = operator.index(description["num_classes"])
+    nulls = description.get("null_values", {"label": num_classes} if num_classes else {})
+    if (directory / NULL_CONDITION).is_file():
+        nulls = {**nulls, **load_file(directory / NULL_CONDITION)}
+    denoiser = Denoiser(
+        network,
+        description["prediction"],
+        nulls,
+        conventions.build(**description.get("time", {"name": "logsnr"})),
+        float(description.get("sigma_data", process.SIGMA_DATA)),
+        description.get("clip"),
+    )
+    kind = Student if description["info"].get("role") == "student" else Model
+    return kind(
+        denoiser=denoiser.eval(),
+        network=config,
+        schedule=schedule,
+        sample_shape=tuple(operator.index(size) for size in description["sample_shape"]),
+        steps=operator.index(description["steps"]),
+        num_classes=num_classes,
+        cond_shapes={k: tuple(v) for k, v in description.get("cond_shapes", {}).items()},
+        info=description["info"],
+        folder=directory,
+    )

@@ -1,1 +1,0 @@
-"""From things outside (a run's folder, a built-in model) to a `Model`."""

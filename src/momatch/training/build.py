@@ -1,0 +1,339 @@
+"""From a config to a run: the method with its networks, its weights and its minibatches.
+
+run = distillation(teacher, data, config, directory)    # or teacher_training(data, config, directory)
+student = distill(teacher, data, config, directory)     # start to end
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from momatch.config import validation
+from momatch.config.schema import AdapterConfig, DistillConfig, RunConfig, TeacherConfig, to_json
+from momatch.data.emoji import MASK, TOKENS
+from momatch.data.images import ImageSet, Split, stratified_split
+from momatch.data.rows import Rows
+from momatch.diffusion.denoiser import Denoiser
+from momatch.diffusion.schedules import NoiseSchedule
+from momatch.interop import compatibility as fit
+from momatch.interop.load import load_teacher
+from momatch.methods import weighting
+from momatch.methods.alternating import Alternating
+from momatch.methods.base import Method
+from momatch.methods.denoising import Denoising
+from momatch.methods.instant import Instant, adam_preconditioner, estimate_second_moments
+from momatch.methods.jvp import choose_product
+from momatch.methods.transition import Transition
+from momatch.methods.warm_start import WarmStart
+from momatch.models.model import SECOND_MOMENTS, Model, Student
+from momatch.networks import registry
+from momatch.networks.configs import UViTConfig
+from momatch.networks.lora import AdaptedNetwork, share
+from momatch.training import checkpoint
+from momatch.training.batches import Batches, image_batches
+from momatch.training.run import Best, Run, claim
+from momatch.utils import devices
+from momatch.utils.errors import ConfigError
+from momatch.utils.seeding import derive_seed
+
+
+def distillation(
+    teacher: Model, data: Split, config: DistillConfig, directory: str | Path | None = None
+) -> Run:
+    """A run that distils `teacher` into a student of `config.steps` steps; the teacher moves to its device.
+
+    Raises:
+        ConfigError: if a value is impossible, or teacher and data do not fit each other.
+        UsageError: if there is no such device.
+    """
+    validation.check(config)
+    fit.check_fit(teacher, data.train)
+    teacher = fit.with_null_condition(teacher.to(devices.resolve(config.device)), data.train.null_condition)
+    teacher = replace(teacher, denoiser=teacher.denoiser.in_precision(config.precision))
+    if config.guidance.scale:
+        fit.check_null_condition(teacher, data.train, config.guidance.scale)
+    path = _path(directory)
+    inputs = {"teacher": teacher.fingerprint(), "data": data.train.fingerprint()}
+    images = reference = data.train
+    if config.stopping.active:
+        parts = stratified_split(data.train, config.stopping.held_back, config.train.seed)
+        images, reference = parts.train, parts.heldout
+        if len(reference) < 2:
+            raise ConfigError(
+                f"stopping.held_back {config.stopping.held_back} keeps {len(reference)} of {len(data.train)} "
+                "pictures; it must keep 2 or more, and hundreds to tell much"
+            )
+    schedule = config.schedule.build(teacher.schedule, config.steps)
+    student, network = _student(teacher, config)
+    method = _method(teacher, student, schedule, images, config, path, inputs)
+    if config.warm_start_steps:
+        method = WarmStart(_denoising(student, schedule), method, config.warm_start_steps)
+    info = {
+        "role": "student",
+        "teacher": config.teacher,
+        "data": config.data,
+        "config": to_json(config),
+        "inputs": inputs,
+        **_encoders(data.train, teacher),
+        **({"vae": teacher.info["vae"]} if "vae" in teacher.info else {}),
+    }
+    model = Student(
+        student,
+        network,
+        schedule,
+        teacher.sample_shape,
+        config.steps,
+        teacher.num_classes,
+        info,
+        cond_shapes=teacher.cond_shapes,
+    )
+    batches = _batches(images, teacher, config)
+    return Run(config, method, batches, model, images, path, reference, Best(path), inputs)
+
+
+def teacher_of(config: DistillConfig) -> Model:
+    """The teacher that a config names.
+
+    Raises:
+        UsageError: if there is none, or something about it has to be told.
+    """
+    null_label = config.null_label if config.null_label >= 0 else None
+    return load_teacher(config.teacher, null_label, config.teacher_size or None)
+
+
+def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:
+    """η as the config says, and its network's shape."""
+    if not config.adapter.rank:
+        return _learner(teacher, config, config.student_dropout)
+    denoiser, shape = _learner(teacher, config, config.student_dropout, shared=True)
+    return _with_adapter(denoiser, config.adapter, config.train.seed, "student"), shape
+
+
+def _auxiliary(teacher: Model, config: DistillConfig) -> Denoiser:
+    """φ; nothing is dropped out in it."""
+    if not config.adapter.rank or config.adapter.auxiliary == "full":
+        return _learner(teacher, config, dropout=0.0)[0]
+    denoiser, _ = _learner(teacher, config, dropout=0.0, shared=True)
+    return _with_adapter(denoiser, replace(config.adapter, dropout=0.0), config.train.seed, "auxiliary")
+
+
+def _with_adapter(denoiser: Denoiser, adapter: AdapterConfig, seed: int, role: str) -> Denoiser:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, f"adapter of the {role}", 0))
+        denoiser.network = AdaptedNetwork(
+            denoiser.network, adapter.rank, adapter.alpha, adapter.dropout, adapter.targets
+        )
+    return denoiser
+
+
+def _learner(
+    teacher: Model, config: DistillConfig, dropout: float, shared: bool = False
+) -> tuple[Denoiser, registry.NetworkConfig]:
+    """A copy of the teacher with its own rate of dropout, and its network's shape.
+
+    Unguided, but kept in range where the guided teacher is. Its weights are its own and can learn; if
+    `shared`, they are the teacher's.
+    """
+    plain = config.guidance.apply(teacher.denoiser).unwrapped
+    denoiser = share(plain) if shared else copy.deepcopy(plain).requires_grad_(True)
+    assert isinstance(denoiser, Denoiser)
+    found = registry.dropout(teacher.network)
+    if dropout == (found or 0.0):
+        return denoiser, teacher.network
+    if found is None:
+        raise ConfigError(
+            f"student_dropout is {dropout}, but a network of type "
+            f"{type(teacher.network).__name__} has no dropout; use student_dropout 0"
+        )
+    shape = registry.with_dropout(teacher.network, dropout)
+    with torch.random.fork_rng(devices=[]):
+        network = registry.build(shape).to(teacher.device)
+    network.load_state_dict(denoiser.network.state_dict(keep_vars=shared), assign=shared)
+    denoiser.network = network if shared else network.requires_grad_(True)
+    return denoiser, shape
+
+
+def _method(
+    teacher: Model,
+    student: Denoiser,
+    schedule: NoiseSchedule,
+    data: ImageSet,
+    config: DistillConfig,
+    directory: Path | None,
+    inputs: dict[str, str],
+) -> Method:
+    """Algorithm 2 or 3, as the config says."""
+    guided = config.guidance.apply(teacher.denoiser)
+    transition = Transition(
+        schedule,
+        config.steps,
+        config.weighting.build_density(schedule),
+        weighting.power(config.weighting.delta_exponent),
+        config.posterior,
+        config.source,
+    )
+    weight = config.weighting.build_weighting(teacher.denoiser.prediction)
+    if config.method == "alternating":
+        auxiliary = _auxiliary(teacher, config)
+        return Alternating(guided, student, auxiliary, transition, weight, config.update, config.teacher_term)
+    moments = _second_moments(teacher, data, config, directory, inputs)
+    scale = adam_preconditioner(moments, config.instant.lambda_eps)
+    # The guided denoiser names the same parameters otherwise.
+    name_of = {id(p): name for name, p in teacher.denoiser.unwrapped.named_parameters()}
+    scale = {name: scale[name_of[id(p)]] for name, p in guided.named_parameters()}
+    probe = _batches(data, teacher, replace(config, train=replace(config.train, batch_size=1)))(0)
+    _, product = choose_product(
+        config.instant.product, guided, probe.x, schedule(torch.full((len(probe.x),), 0.5)), probe.cond
+    )
+    return Instant(guided, student, transition, scale, weight, product, config.instant.centre)
+
+
+def _denoising(denoiser: Denoiser, schedule: NoiseSchedule) -> Denoising:
+    """The loss that a diffusion model is usually trained with: a mean square in ε, or in v."""
+    weight = weighting.eps_weight() if denoiser.prediction == "eps" else weighting.v_weight()
+    return Denoising(denoiser, schedule, weight, cond_dropout=0.0)
+
+
+def _second_moments(
+    teacher: Model, data: ImageSet, config: DistillConfig, directory: Path | None, inputs: dict[str, str]
+) -> dict[str, Tensor]:
+    """v̂ for Λ: the run's own if it has been estimated, an estimate if one is asked for, or the teacher's.
+
+    On the teacher's device.
+    """
+    steps = config.instant.lambda_steps
+    if steps and directory:
+        claim(directory, config, inputs)  # first, since it drops an estimate that belongs to another run
+    if not steps:
+        moments = teacher.second_moments()
+        if moments is None:
+            raise ConfigError(
+                "this teacher comes without second-moments.safetensors, and instant.lambda_steps is 0; "
+                "set instant.lambda_steps to 300, to estimate them on the data"
+            )
+    elif directory and (directory / SECOND_MOMENTS).is_file():
+        moments = checkpoint.load_tensors(directory / SECOND_MOMENTS)
+    else:
+        batches = _batches(data, teacher, config)
+        moments = estimate_second_moments(
+            _denoising(teacher.denoiser.unwrapped, teacher.schedule), batches, steps
+        )
+        if directory:
+            checkpoint.save_tensors(directory / SECOND_MOMENTS, moments)
+    wanted = {name: p.shape for name, p in teacher.denoiser.unwrapped.named_parameters()}
+    if {name: v.shape for name, v in moments.items()} != wanted:
+        raise ConfigError(
+            "the second moments belong to a network of another shape; set instant.lambda_steps to 300, to "
+            "estimate them on the data"
+        )
+    return {name: v.to(teacher.device) for name, v in moments.items()}
+
+
+def teacher_training(data: Split, config: TeacherConfig, directory: str | Path | None = None) -> Run:
+    """A run that trains a teacher on `data` by denoising.
+
+    Raises:
+        ConfigError: if a value is impossible, or the network does not fit the pictures.
+        UsageError: if there is no such device.
+    """
+    validation.check(config)
+    images = data.train
+    num_classes = images.num_classes if images.num_classes > 1 else 0
+    shape = tuple(images.images.shape[1:])
+    divisor = registry.divisor(config.network)
+    if any(size % divisor for size in shape[1:]):
+        raise ConfigError(
+            f"network.channels has {len(config.network.channels)} levels, "
+            f"too many for {shape[1]}×{shape[2]} pictures; each level halves them: name fewer widths"
+        )
+    network_config = replace(config.network, image_channels=shape[0], num_classes=num_classes)
+    conditions: Mapping[str, Tensor | Rows] = {}
+    if isinstance(network_config, UViTConfig) and TOKENS in images.conditions:
+        network_config = replace(network_config, text_dim=images.conditions[TOKENS].shape[2])
+        conditions = {name: images.conditions[name] for name in (TOKENS, MASK) if name in images.conditions}
+        if missing := set(conditions) - set(images.null_condition):
+            raise ConfigError(
+                f"the data ({images.name}) have no null condition for {', '.join(missing)}; add it"
+            )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        network = registry.build(network_config).to(devices.resolve(config.device))
+    nulls = {"label": num_classes} if num_classes else {}
+    nulls |= {name: images.null_condition[name] for name in conditions}
+    denoiser = Denoiser(network, config.prediction, nulls).in_precision(config.precision)
+    schedule = config.schedule.build()
+    method = Denoising(
+        denoiser,
+        schedule,
+        config.weighting.build_weighting(config.prediction),
+        config.weighting.build_density(schedule),
+        config.cond_dropout,
+    )
+    inputs = {"data": images.fingerprint()}
+    info = {"role": "teacher", "data": config.data, "config": to_json(config), "inputs": inputs}
+    info |= _encoders(images)
+    shapes = {name: (-1, *rows.shape[2:]) for name, rows in conditions.items()}
+    model = Model(
+        denoiser,
+        network_config,
+        schedule,
+        shape,
+        config.sampling_steps,
+        num_classes,
+        info,
+        cond_shapes=shapes,
+    )
+    batches, path = _batches(images, model, config), _path(directory)
+    return Run(config, method, batches, model, images, path, images, Best(None), inputs)
+
+
+def distill(
+    teacher: Model, data: Split, config: DistillConfig | None = None, directory: str | Path | None = None
+) -> Student:
+    """Distil `teacher` on `data`, start to end: the whole of momatch in one call.
+
+    Args:
+        teacher: from `load_teacher`.
+        data: from `load_data`.
+        config: settings; a recipe, or `DistillConfig()`.
+        directory: where to keep checkpoints, logs and the student; None keeps nothing.
+
+    Returns:
+        The student, ready to `sample` and `save`.
+
+    Raises:
+        ConfigError: if a value is impossible, or teacher and data do not fit each other.
+    """
+    run = distillation(teacher, data, config or DistillConfig(), directory)
+    for _ in run:
+        pass
+    student = run.finish()
+    assert isinstance(student, Student)
+    return student
+
+
+def _encoders(images: ImageSet, teacher: Model | None = None) -> dict[str, str]:
+    """Whose autoencoder makes pictures of a model's samples, and what encodes its prompts: for its info."""
+    known = teacher.info if teacher else {}
+    encoded = images.space == "latents" or images.conditions
+    pipeline = known.get("pipeline") or (images.origin.get("pipeline") if encoded else None)
+    text = known.get("text_encoder") or (None if pipeline else images.origin.get("text_encoder"))
+    return {k: str(v) for k, v in (("pipeline", pipeline), ("text_encoder", text)) if v}
+
+
+def _path(directory: str | Path | None) -> Path | None:
+    return None if directory is None else Path(directory)
+
+
+def _batches(images: ImageSet, model: Model, config: RunConfig) -> Batches:
+    labels = images.labels if model.num_classes else None
+    instant = isinstance(config, DistillConfig) and config.method == "instant"  # it takes two minibatches
+    size = config.train.batch_size * (2 if instant else 1)
+    conditions = {name: images.conditions[name] for name in model.cond_shapes}
+    return image_batches(images.images, labels, size, config.train.seed, conditions, model.device)

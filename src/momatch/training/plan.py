@@ -1,0 +1,306 @@
+"""What a run will need, before it is begun: parameters, memory and time.
+
+Everything comes from a short probe of real steps on throw-away copies of the networks; no folder is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from momatch.config.schema import DistillConfig, RunConfig, TeacherConfig
+from momatch.data.emoji import TOKENS
+from momatch.data.images import Split
+from momatch.data.rows import held_bytes
+from momatch.methods.warm_start import WarmStart
+from momatch.models.model import Model
+from momatch.networks import registry
+from momatch.networks.lora import AdaptedNetwork
+from momatch.training.build import distillation, teacher_of, teacher_training
+from momatch.training.loop import train
+from momatch.training.memory import StepMemory, training_memory
+from momatch.training.monitor import TEACHER_LOOK_STEPS
+from momatch.training.run import Run
+
+PROBE_SECONDS = 10.0
+WARMUP_STEPS = 2  # of the probe, left out of its time: they allocate the optimizer state and choose kernels
+MIN_TIMED_STEPS = 2  # one of each kind, where two kinds alternate
+ENDLESS = 10**9
+ASSUMED_TOKENS = 128  # of a caption, where there are no data to look at
+ASSUMED_OPERATIONS = 1e14  # a second, where nothing can be measured: one fast GPU, well used
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """One network and the memory that belongs to it, in bytes.
+
+    Attributes:
+        role: "teacher", "student" or "auxiliary".
+        parameters: how many.
+        weights: of the parameters themselves.
+        gradients: of their gradients; 0 for a frozen network.
+        optimizer_state: Adam's two moments; 0 for a frozen network.
+    """
+
+    role: str
+    parameters: int
+    weights: int
+    gradients: int
+    optimizer_state: int
+
+    @property
+    def memory(self) -> int:
+        """All three together."""
+        return self.weights + self.gradients + self.optimizer_state
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs. Memory is in bytes.
+
+    Attributes:
+        networks: one entry each.
+        activations: most that autograd keeps for backward passes at a time.
+        workspace: what else is alive at the peak of a step: what is being worked on, with Algorithm 3 the
+            tangents, and what the step has made and not yet let go; 0 if nothing ran.
+        data: the training pictures and conditions, as held in memory; shards are mapped, and not counted.
+        device: where the probe ran; "none" if nothing ran.
+        threads: CPU threads that it used.
+        batch_size: pictures a step.
+        num_steps: of the whole run.
+        forward_units: cost of a step: forward pass 1, backward pass 2, of one network on one batch.
+        probe_steps: steps that were timed; 0 if nothing ran.
+        seconds_per_step: mean over the probe, or operations over `ASSUMED_OPERATIONS` if nothing ran.
+        look_seconds: expected time for all looks at the samples during the run.
+    """
+
+    networks: list[NetworkCost]
+    activations: int
+    workspace: int
+    data: int
+    device: str
+    threads: int
+    batch_size: int
+    num_steps: int
+    forward_units: int
+    probe_steps: int
+    seconds_per_step: float
+    look_seconds: float
+
+    @property
+    def memory(self) -> int:
+        """The peak of a training step; kernels' own workspace and looks at the samples are not in it."""
+        held = sum(n.memory for n in self.networks) + self.activations + self.workspace
+        return held + (0 if self.on_gpu else self.data)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the probe ran on one; pictures stay in main memory then."""
+        return self.device not in ("cpu", "none")
+
+    @property
+    def images_per_second(self) -> float:
+        """Training pictures a second."""
+        return self.batch_size / self.seconds_per_step
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, looks included; the final evaluation is not."""
+        return self.num_steps * self.seconds_per_step + self.look_seconds
+
+
+def plan(
+    config: RunConfig,
+    teacher: Model | None = None,
+    data: Split | None = None,
+    probe_seconds: float = PROBE_SECONDS,
+) -> Plan:
+    """Measure what a run of `config` will need.
+
+    Args:
+        config: the run.
+        teacher: the model to distil; loaded from `config.teacher` if None.
+        data: loaded from `config.data` if None.
+        probe_seconds: how long to train for the estimate of time; a few steps are done in any case.
+
+    Raises:
+        UsageError: if the run itself would be refused: an impossible value, no teacher, data that do not fit.
+    """
+    run, pictures, networks = _build(config, teacher, data)
+    # A warm start is the lesser part: one network learns, and nothing else is held.
+    method = run.method.method if isinstance(run.method, WarmStart) else run.method
+    memory = training_memory(method, run.batches, config.train, config.optim, networks, pictures)
+    costs = [network_cost(role, network, role in run.method.trainable) for role, network in networks.items()]
+    costs = _with_direction(config, costs)
+    seconds_per_step, probe_steps = probe(run, probe_seconds)
+    tables = [run.data.images, *run.data.conditions.values()]
+    units = forward_units(config)
+    return Plan(
+        networks=costs,
+        activations=memory.activations,
+        workspace=_workspace(memory, costs),
+        data=sum(map(held_bytes, tables)),
+        device=str(run.model.device),
+        threads=torch.get_num_threads(),
+        batch_size=config.train.batch_size,
+        num_steps=config.train.num_steps,
+        forward_units=units,
+        probe_steps=probe_steps,
+        seconds_per_step=seconds_per_step,
+        look_seconds=_look_units(config) * seconds_per_step / (units * config.train.batch_size),
+    )
+
+
+def outline(config: RunConfig, teacher: TeacherConfig) -> Plan:
+    """What a run will need, from shapes alone: no network is built in memory, nothing is run.
+
+    Args:
+        config: the run.
+        teacher: the recipe of its teacher (of the run itself, if it trains one), which says how large
+            networks and pictures are.
+    """
+    shape = (teacher.network.image_channels, teacher.image_size, teacher.image_size)
+    with torch.device("meta"):
+        network = registry.build(teacher.network)
+        z, logsnr = torch.zeros(1, *shape), torch.zeros(1)
+        width = getattr(teacher.network, "text_dim", 0)
+        cond = {TOKENS: torch.zeros(1, ASSUMED_TOKENS, width)} if width else None
+    learner = _learning_part(config, network)
+    kept: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(note, note):
+        learner(z, logsnr, cond)
+    weights = {p.untyped_storage()._cdata for p in (*network.parameters(), *learner.parameters())}
+    activations = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights)
+    batch, units = config.train.batch_size, forward_units(config)
+    roles = ["teacher"]
+    if isinstance(config, DistillConfig):
+        roles = ["teacher", "student"] + ["auxiliary"] * (config.method == "alternating")
+    learning = ["teacher"] if roles == ["teacher"] else roles[1:]
+    parts = {"teacher": network, "student": learner, "auxiliary": learner}
+    if isinstance(config, DistillConfig) and config.adapter.auxiliary == "full":
+        parts["auxiliary"] = network
+    costs = [network_cost(role, parts[role], role in learning) for role in roles]
+    both = isinstance(config, DistillConfig) and config.method == "alternating" and config.update == "joint"
+    return Plan(
+        networks=_with_direction(config, costs),
+        activations=activations * batch * (2 if both else 1),
+        workspace=0,
+        data=0,
+        device="none",
+        threads=0,
+        batch_size=batch,
+        num_steps=config.train.num_steps,
+        forward_units=units,
+        probe_steps=0,
+        seconds_per_step=units * batch * counter.get_total_flops() / ASSUMED_OPERATIONS,
+        look_seconds=_look_units(config) * counter.get_total_flops() / ASSUMED_OPERATIONS,
+    )
+
+
+def _learning_part(config: RunConfig, network: nn.Module) -> nn.Module:
+    """What a student learns: an adapter of the network, or all of it."""
+    if not isinstance(config, DistillConfig) or not config.adapter.rank:
+        return network
+    adapter = config.adapter
+    with torch.device("meta"):
+        return AdaptedNetwork(network, adapter.rank, adapter.alpha, adapter.dropout, adapter.targets)
+
+
+def _workspace(memory: StepMemory, costs: list[NetworkCost]) -> int:
+    """What neither networks nor activations account for."""
+    return max(memory.peak - memory.activations - sum(cost.memory for cost in costs), 0)
+
+
+def _with_direction(config: RunConfig, costs: list[NetworkCost]) -> list[NetworkCost]:
+    """Algorithm 3 holds ∇_θ, which becomes ν, and Λ beside the teacher."""
+    if not isinstance(config, DistillConfig) or config.method != "instant":
+        return costs
+    teacher, *others = costs
+    return [replace(teacher, gradients=teacher.weights, optimizer_state=teacher.weights), *others]
+
+
+def forward_units(config: RunConfig) -> int:
+    """Cost of a step in forward passes of one network on one batch; a backward pass counts as two.
+
+    Denoising: forward and backward, 3. Alternating: three forwards and the backward of whichever network
+    learns, 5, so 10 for a pair. Joint: the same three forwards and both backwards, 7. Instant: student
+    forward, teacher forward and backward on one minibatch; student forward and backward on the other, and
+    the product of the teacher's Jacobian, about 3: 10. A rollout adds (k − 1)/2 of the
+    student's forwards for each minibatch. Guidance doubles whatever the teacher does.
+    """
+    if not isinstance(config, DistillConfig):
+        return 3
+    instant = config.method == "instant"
+    units = 10 if instant else 7 if config.update == "joint" else 5
+    rollouts = (2 if instant else 1) if config.source == "rollout" else 0
+    if config.guidance.scale:
+        units += 6 if instant else 1
+    return units + math.ceil(rollouts * (config.steps - 1) / 2)
+
+
+def network_cost(role: str, network: nn.Module, trainable: bool) -> NetworkCost:
+    """Parameters and memory of one network, in the precision that its weights have."""
+    parameters = list(network.parameters())
+    weights = sum(p.numel() * p.element_size() for p in parameters)
+    return NetworkCost(
+        role=role,
+        parameters=sum(p.numel() for p in parameters),
+        weights=weights,
+        gradients=weights if trainable else 0,
+        optimizer_state=2 * weights if trainable else 0,
+    )
+
+
+def probe(run: Run, seconds: float) -> tuple[float, int]:
+    """Train for about so long. Returns the mean time of a step, and how many were timed."""
+    settings = replace(run.config.train, num_steps=ENDLESS)
+    started = 0.0
+    records = train(run.method, run.batches, settings, run.config.optim)
+    with contextlib.closing(records):
+        for record in records:
+            if record.step == WARMUP_STEPS:
+                started = record.seconds
+            timed = record.step - WARMUP_STEPS
+            if record.seconds >= seconds and timed >= MIN_TIMED_STEPS and timed % MIN_TIMED_STEPS == 0:
+                return (record.seconds - started) / timed, timed
+    raise AssertionError("the probe's loop ended by itself")
+
+
+def _build(
+    config: RunConfig, teacher: Model | None, data: Split | None
+) -> tuple[Run, list[Tensor], dict[str, nn.Module]]:
+    """The run, without a folder; all pictures and labels in memory; all networks that it holds, by role."""
+    if data is None:
+        from momatch.data.sources import load_data
+
+        data = load_data(config.data, config.image_size)
+    if isinstance(config, DistillConfig):
+        teacher = teacher or teacher_of(config)
+        run = distillation(teacher, data, config, None)
+        networks = {"teacher": teacher.denoiser, **run.method.trainable}
+    else:
+        run = teacher_training(data, config, None)
+        networks = dict(run.method.trainable)
+    sets = (data.train, data.heldout, run.data, run.reference)
+    tables = [table for part in sets for table in (part.images, part.labels, *part.conditions.values())]
+    return run, [table for table in tables if isinstance(table, Tensor)], networks
+
+
+def _look_units(config: RunConfig) -> float:
+    """Single-picture forward passes that the looks at the samples take in a whole run."""
+    if not config.monitor.every:
+        return 0.0
+    steps = (
+        config.steps if isinstance(config, DistillConfig) else min(config.sampling_steps, TEACHER_LOOK_STEPS)
+    )
+    return config.train.num_steps // config.monitor.every * config.monitor.num_samples * steps

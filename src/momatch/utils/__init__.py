@@ -1,0 +1,1 @@
+"""What every room may use: errors, devices, seeds, files, texts. Knows nothing of diffusion."""

@@ -1,0 +1,31 @@
+"""Numbers and errors as short texts."""
+
+from __future__ import annotations
+
+
+def count_of(n: int, noun: str) -> str:
+    """'1 step', '8 steps'."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def format_seconds(seconds: float) -> str:
+    """'0.7 s', '45 s', '3.5 min', '5.2 h', '2.1 days': an estimate, so two digits."""
+    for limit, size, unit in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            value = seconds / size
+            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def format_bytes(size: int) -> str:
+    """'512 B', '1.5 MiB', …: three significant digits."""
+    value, units = float(size), iter(("B", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while value >= 1000 and unit != "TiB":
+        value, unit = value / 1024, next(units)
+    return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.3g} {unit}"
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
