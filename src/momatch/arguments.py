@@ -193,8 +193,8 @@ def _options(kind: type, default: Any = None, prefix: str = "") -> dict[str, str
         value = getattr(default, field.name, field.default)
         if value is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
             value = field.default_factory()
-        inner: Any = type(value) if dataclasses.is_dataclass(value) else hint  # the default's, of a union
-        if dataclasses.is_dataclass(inner):
+        inner = type(value) if dataclasses.is_dataclass(value) else hint  # the default's, of a union
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             found |= _options(inner, value, name if UNNAMED in marks else f"{name}.")
         else:
             on, off = f"--{name}", f"--{prefix}no-{name.removeprefix(prefix)}"
