@@ -16,14 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from momatch import cli, load_data, load_student, load_teacher
 from momatch.cli.serve.comparison import Choice
-from momatch.config.schema import (
-    DistillConfig,
-    GuidanceConfig,
-    InstantConfig,
-    MonitorConfig,
-    StoppingConfig,
-    TrainConfig,
-)
+from momatch.config import InstantConfig
+from momatch.config.schema import DistillConfig, GuidanceConfig, MonitorConfig, StoppingConfig, TrainConfig
 from momatch.data.images import ImageSet, Split
 from momatch.data.prepared import load_prepared
 from momatch.diffusion import conventions, schedules
@@ -286,7 +280,7 @@ def test_a_run_on_mapped_rows_is_the_run_on_the_same_rows_in_memory(data):
         conditions={k: rows[:] for k, rows in data.train.conditions.items()},
     )
     instant = InstantConfig(lambda_steps=2, product="difference")
-    for options in ({}, {"method": "instant", "instant": instant}):
+    for options in ({}, {"method": instant}):
         settings, runs = config(monitor=MonitorConfig(every=0), **options), []
         for train in (data.train, held):
             events = distillation(teacher(), Split(train, data.heldout), settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +20,6 @@ from momatch.cli.parsing import (
     parse,
 )
 from momatch.cli.progress import follow_samples
-from momatch.config import validation
 from momatch.config.schema import GuidanceConfig
 from momatch.data.images import Split
 from momatch.data.sources import load_data
@@ -33,6 +32,7 @@ from momatch.interop.load import load_any, load_teacher
 from momatch.models.model import Model
 from momatch.utils import devices
 from momatch.utils.errors import UsageError
+from momatch.utils.settings import settings
 from momatch.utils.text import count_of
 
 
@@ -103,7 +103,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
     measure(directory, candidates, data, parsed.num, parsed.seed, console)
 
 
-@dataclass(frozen=True)
+@settings("guidance")
 class SweptGuidance(GuidanceConfig):
     """Guidance whose scale is not an option of its own: --scales says it."""
 
@@ -168,8 +168,7 @@ def guidance(arguments: list[str], console: Console) -> None:
     model.check_request(parsed.num, steps, cond, parsed.seed)
     candidates = []
     for scale in scales:
-        config = replace(parsed.guidance, scale=scale)
-        validation.check_guidance(config)
+        config = GuidanceConfig(**{**asdict(parsed.guidance), "scale": scale})
         guided = replace(model, denoiser=config.apply(model.denoiser))
         candidates.append(Candidate(f"w = {scale:g}", guided, (steps,)))
     rows = measure(None, candidates, data, parsed.num, parsed.seed, console)

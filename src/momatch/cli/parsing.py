@@ -8,7 +8,7 @@ import difflib
 import itertools
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_type_hints
 
@@ -18,6 +18,7 @@ from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 from momatch.config import files as config_files
 from momatch.config.recipes import RECIPES, recipe
 from momatch.config.schema import DistillConfig, RunConfig, TeacherConfig
+from momatch.methods import registry
 from momatch.utils.errors import ConfigError, UsageError
 
 Arguments = TypeVar("Arguments")
@@ -30,6 +31,14 @@ OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_h
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint=LEFT_OUT)]
 UNNAMED = tyro.conf.arg(name="")  # its fields are options without a name before them
 ALIKE = 0.7  # of a mistyped option and the one that is perhaps meant, by difflib: --nmu and --num are 0.8
+RENAMED = {
+    "--update": "--method.update",
+    "--teacher-term": "--method.teacher-term",
+    "--instant.product": "--method.product",
+    "--instant.lambda-steps": "--method.lambda-steps",
+    "--instant.lambda-eps": "--method.lambda-eps",
+    "--instant.centre": "--method.centre",
+}
 BOOLEANS = ("true", "false")
 FORMS = tyro.constructors.ConstructorRegistry()  # our readings of words, whose errors are sentences
 
@@ -54,6 +63,27 @@ def base_config(
     if kind is not None and not isinstance(config, kind):
         right = "train-teacher" if isinstance(config, TeacherConfig) else "distill"
         raise ConfigError(f"{arguments[0]} is for momatch {right}, not for momatch {command}")
+    return _with_method(config, rest)
+
+
+def _with_method(config: RunConfig, arguments: list[str]) -> tuple[RunConfig, list[str]]:
+    """The config with the algorithm that --method names, and the arguments left.
+
+    It is read before all others, since it decides which settings there are under --method.
+    """
+    rest = list(arguments)
+    while (at := next((i for i, word in enumerate(rest) if _name(word) == "--method"), None)) is not None:
+        word = rest.pop(at)
+        name = word.partition("=")[2] if "=" in word else rest.pop(at) if at < len(rest) else ""
+        if not name or name.startswith("--"):
+            raise UsageError(f"--method needs a value: {' or '.join(registry.names())}")
+        if not isinstance(config, DistillConfig):
+            raise UsageError(f"--method {name}: a teacher is trained by denoising; leave it out")
+        if name != config.method.name:
+            config = replace(config, method=registry.read(name))
+    for word in rest:
+        if (now := RENAMED.get(_name(word))) is not None:
+            raise UsageError(f"{_name(word)} is called {now} now")
     return config, rest
 
 

@@ -5,7 +5,6 @@ from momatch.config.schema import (
     Clip,
     DistillConfig,
     GuidanceConfig,
-    InstantConfig,
     MonitorConfig,
     OptimConfig,
     RunConfig,
@@ -16,10 +15,13 @@ from momatch.config.schema import (
     WeightingConfig,
     to_json,
 )
+from momatch.methods.alternating import AlternatingConfig
+from momatch.methods.instant import InstantConfig
 from momatch.utils.errors import ConfigError
 
 __all__ = [
     "AdapterConfig",
+    "AlternatingConfig",
     "Clip",
     "ConfigError",
     "DistillConfig",

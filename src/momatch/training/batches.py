@@ -47,8 +47,9 @@ def image_batches(
             u = torch.rand(batch_size, generator=rng)
             cond |= {key: rows.draw(index, u) for key, rows in worded.items()}
         if on_cpu:
-            return Batch(images[index], cond or None, rng)
+            return Batch(images[index], cond or None, rng, index)
         there = {key: value.to(device) for key, value in cond.items()}
-        return Batch(images[index].to(device), there or None, generator(seed, "train", step, device=device))
+        noise = generator(seed, "train", step, device=device)
+        return Batch(images[index].to(device), there or None, noise, index)
 
     return batch

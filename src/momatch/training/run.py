@@ -124,7 +124,8 @@ class Run:
             self.config.train.seed,
             decoder,
         )
-        stopper, smoothed = Stopper(rule), Smoothed("instant_loss", rule.window)
+        vanishing = self.config.method.vanishing or ""
+        stopper, smoothed = Stopper(rule, vanishing), Smoothed(vanishing, rule.window)
         stopper.best = self.best.frechet
         for record in records:
             if not log.started:

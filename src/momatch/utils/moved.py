@@ -75,7 +75,6 @@ HOMES = {  # below momatch: then → now
     "teachers.own": "interop.load",
     "text": "interop.text_encoders",
     "training.seeding": "utils.seeding",
-    "validation": "config.validation",
 }
 
 

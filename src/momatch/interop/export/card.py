@@ -67,7 +67,7 @@ def render(
         teacher=_short(source),
         base_model=source if from_diffusers and re.fullmatch(r"[\w.-]+/[\w.-]+", source) else None,
         data=_short(str(model.info.get("data", "unknown"))),
-        method=config.get("method", "unknown"),
+        method=_method(config),
         guidance=config.get("guidance", {}).get("scale", 0.0),
         licence=licence or _licence(pipeline) or "unknown",
         code=code,
@@ -78,6 +78,12 @@ def render(
         rows=_rows(run),
         version=__version__,
     )
+
+
+def _method(config: dict[str, Any]) -> str:
+    """Its name; configs of earlier versions hold nothing else."""
+    found = config.get("method", "unknown")
+    return str(found.get("name") if isinstance(found, dict) else found)
 
 
 def _own_call(model: Model, decodes: bool) -> str:
