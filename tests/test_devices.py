@@ -275,7 +275,7 @@ def test_half_precision_is_the_networks_alone_and_of_training_alone(device, data
 def test_another_precision_is_refused(data):
     with pytest.raises(ConfigError, match='device is cpu; give its name, such as "cuda:0"'):
         distillation(make_teacher(), data, replace(CONFIG, device=torch.device("cpu")))  # pyright: ignore
-    with pytest.raises(ConfigError, match="precision is float16; use float32 or bfloat16"):
+    with pytest.raises(ConfigError, match="precision is 'float16'; use float32 or bfloat16"):
         distillation(make_teacher(), data, replace(CONFIG, precision="float16"))  # pyright: ignore
 
 

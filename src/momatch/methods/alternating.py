@@ -101,6 +101,9 @@ class AlternatingConfig(MethodConfig):
     learning: ClassVar[tuple[str, ...]] = ("student", "auxiliary")
     headline: ClassVar[str] = "gap"
     label: ClassVar[str] = "gap ‖x_auxiliary − x_teacher‖²"
+    caption: ClassVar[str] = (
+        "How far the auxiliary model, which follows the student, is from the teacher (weighted)."
+    )
 
     update: Literal["alternating", "joint"] = "alternating"
     teacher_term: Annotated[float, Field(ge=0)] = 1.0
@@ -108,6 +111,11 @@ class AlternatingConfig(MethodConfig):
     def forward_units(self, guided: bool) -> int:
         """Three forwards and the backward of what learns: 10 for a pair; joint, both backwards: 7."""
         return (7 if self.update == "joint" else 5) + (1 if guided else 0)
+
+    @property
+    def title(self) -> str:
+        """As in the paper."""
+        return f"{self.update} (Algorithm 2)"
 
     @property
     def learning_at_once(self) -> int:

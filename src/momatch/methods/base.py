@@ -109,6 +109,7 @@ class MethodConfig:
         minibatches: how many of train.batch_size a step takes.
         headline: the logged metric that says how a run goes.
         label: what that metric is, for the axis of a plot.
+        caption: the same in a sentence or two, for the report.
         vanishing: a logged metric that falls to 0 on average as the student gets right, if there is one: a
             stopping rule can read it.
         teacher_copies: tensors in the shape of all the teacher's weights that a step holds besides.
@@ -119,6 +120,7 @@ class MethodConfig:
     minibatches: ClassVar[int] = 1
     headline: ClassVar[str] = "loss"
     label: ClassVar[str] = "loss"
+    caption: ClassVar[str] = "The loss."
     vanishing: ClassVar[str | None] = None
     teacher_copies: ClassVar[int] = 0
 
@@ -129,6 +131,11 @@ class MethodConfig:
             guided: whether the teacher is, so that each of its passes counts twice.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what a step costs")
+
+    @property
+    def title(self) -> str:
+        """What reports call it."""
+        return self.name
 
     @property
     def learning_at_once(self) -> int:

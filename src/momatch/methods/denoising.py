@@ -69,6 +69,7 @@ class DenoisingConfig(MethodConfig):
 
     learning = ("teacher",)
     label = "denoising loss"
+    caption = "The denoising loss."
 
     def forward_units(self, guided: bool) -> int:
         """Forward and backward."""

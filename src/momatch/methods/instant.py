@@ -187,6 +187,10 @@ class InstantConfig(MethodConfig):
     minibatches: ClassVar[int] = 2
     headline: ClassVar[str] = "instant_loss"
     label: ClassVar[str] = "instant loss"
+    caption: ClassVar[str] = (
+        "What the teacher could still learn from the student's samples: it falls towards 0 as they get "
+        "better. Single values are noisy and may be negative (left out here)."
+    )
     vanishing: ClassVar[str | None] = "instant_loss"
     teacher_copies: ClassVar[int] = 2  # ∇_θ, which becomes ν, and Λ
 
@@ -194,6 +198,11 @@ class InstantConfig(MethodConfig):
     lambda_steps: Annotated[int, Field(ge=0)] = 0
     lambda_eps: Annotated[float, Field(ge=0)] = 0.1
     centre: bool = False
+
+    @property
+    def title(self) -> str:
+        """As in the paper."""
+        return "instant (Algorithm 3)"
 
     def forward_units(self, guided: bool) -> int:
         """One minibatch: student forward, teacher forward and backward, 4.

@@ -61,10 +61,18 @@ def to_json(config: MethodConfig) -> dict[str, Any]:
 
 
 def _known() -> dict[str, type[MethodConfig]]:
-    for module in pkgutil.iter_modules(methods.__path__):
-        importlib.import_module(f"{methods.__name__}.{module.name}")
-    own = [kind for kind in MethodConfig.__subclasses__() if kind.__module__.startswith(methods.__name__)]
-    return {kind.name: kind for kind in own if kind.name}
+    found = {}
+    for info in pkgutil.iter_modules(methods.__path__):
+        module = importlib.import_module(f"{methods.__name__}.{info.name}")
+        for kind in vars(module).values():
+            if (
+                isinstance(kind, type)
+                and issubclass(kind, MethodConfig)
+                and kind.__module__ == module.__name__
+            ):
+                found[kind.name] = kind
+    found.pop("", None)  # those that distil nothing
+    return found
 
 
 def _foreign(name: str) -> type[MethodConfig]:

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from momatch.config import files as config_files
+from momatch.config.schema import KINDS
 from momatch.evaluation.report import plots, tables
 from momatch.evaluation.report.tables import Verdict, number
 from momatch.evaluation.sweep import Row
-from momatch.utils.errors import UsageError
+from momatch.methods.base import MethodConfig
+from momatch.utils.errors import ConfigError, UsageError
 from momatch.utils.files import write_atomically
 from momatch.utils.text import count_of
 
@@ -177,7 +180,10 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         ("run", "distillation by moment matching" if run.is_distillation else "teacher training by denoising")
     ]
     if run.is_distillation:
-        facts += [("teacher", str(config.get("teacher"))), ("method", _method(config))]
+        facts += [
+            ("teacher", str(config.get("teacher"))),
+            ("method", method.title if (method := _method(run)) else "unknown"),
+        ]
         facts += [("student", f"{count_of(config.get('steps', 0), 'network call')} a sample")]
     facts += [
         ("data", str(config.get("data"))),
@@ -186,12 +192,6 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     ]
     stops = run.of_event("stop")
     return facts + [("why it stopped", str(stop.get("reason"))) for stop in stops[-1:]]
-
-
-def _method(config: dict[str, Any]) -> str:
-    if config.get("method") == "instant":
-        return "instant (Algorithm 3)"
-    return f"{config.get('update')} (Algorithm 2)"
 
 
 def _verdict(run: RunFolder) -> Verdict:
@@ -247,11 +247,18 @@ def _look_pictures(run: RunFolder) -> list[Picture]:
     ]
 
 
+def _method(run: RunFolder) -> MethodConfig | None:
+    """What the run's method says of itself; None if the config cannot be read, or the method is gone."""
+    try:
+        return config_files.from_json(run.config, KINDS[run.config["kind"]]).method
+    except (ConfigError, KeyError, TypeError):
+        return None
+
+
 def _curves(run: RunFolder) -> list[Picture]:
     start = (run.of_event("start") or [{}])[-1]
-    has_gap, has_loss, has_student = (
-        sum(name in record for record in run.records) > 1 for name in ("gap", "loss", "student_std")
-    )
+    has_student = sum("student_std" in record for record in run.records) > 1
+    method = _method(run) or MethodConfig()
     curves: list[tuple[bool, Callable[[], Any], str]] = [
         (
             sum(tables.find(row, "frechet") is not None for row in run.rows) > 0,
@@ -266,17 +273,10 @@ def _curves(run: RunFolder) -> list[Picture]:
             "read its course, not its height.",
         ),
         (
-            has_gap,
-            lambda: plots.training_curve(run.records, "gap", "gap ‖x_auxiliary − x_teacher‖²"),
-            "How far the auxiliary model, which follows the student, is from the teacher (weighted).",
+            sum(method.headline in record for record in run.records) > 1,
+            lambda: plots.training_curve(run.records, method.headline, method.label),
+            method.caption,
         ),
-        (
-            sum("instant_loss" in record for record in run.records) > 1,
-            lambda: plots.training_curve(run.records, "instant_loss", "instant loss"),
-            "What the teacher could still learn from the student's samples: it falls towards 0 as they get "
-            "better. Single values are noisy and may be negative (left out here).",
-        ),
-        (has_loss, lambda: plots.training_curve(run.records, "loss"), "The denoising loss."),
         (
             has_student,
             lambda: plots.statistics_curves(run.records, start.get("data_mean"), start.get("data_std")),
