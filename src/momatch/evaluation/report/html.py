@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from momatch.evaluation.evaluate import Row
 from momatch.evaluation.report import plots, tables
 from momatch.evaluation.report.tables import Verdict, number
-from momatch.evaluation.sweep import Row
 from momatch.utils.errors import UsageError
 from momatch.utils.files import write_atomically
 from momatch.utils.text import count_of
