@@ -189,7 +189,7 @@ def evaluate_at(
     watch: Callable[[Iterable[Pair]], Iterable[Pair]] = iter,
 ) -> Row:
     """One row by a `Judge` of its own; for several rows make one, and ask it for each."""
-    judge = Judge(data, decoder_of(model), model.device, seed, resamples)
+    judge = Judge(data, decoder_of(model), model.device, seed, resamples=resamples)
     return judge.row(model, name, steps, num_samples, watch)
 
 
