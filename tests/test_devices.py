@@ -24,8 +24,8 @@ from momatch.config.schema import (
 from momatch.data.paraphrases import Wordings
 from momatch.diffusion.denoiser import Guided, Thresholded
 from momatch.evaluation.efficientnet import EfficientNetFeatures
+from momatch.evaluation.evaluate import evaluate_at
 from momatch.evaluation.features import extract
-from momatch.evaluation.sweep import evaluate_at
 from momatch.methods.jvp import difference_product, forward_product
 from momatch.models.model import Model, load_model
 from momatch.training import batches

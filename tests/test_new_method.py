@@ -42,7 +42,7 @@ class RegressionConfig(MethodConfig):
 
     name: ClassVar[str] = "regression"
     headline: ClassVar[str] = "distance"
-    label: ClassVar[str] = "distance to the mean of the teacher"
+    caption: ClassVar[str] = "How far the student is from the mean of its teacher."
 
     power: Annotated[float, Field(gt=0)] = 2.0
 
@@ -116,7 +116,7 @@ def test_a_method_in_one_file_is_trained_planned_resumed_and_reported(regression
     again = ["distill", "--config", str(run / "config.json"), "--out", str(run)]
     assert main(again) == 0  # finished: saved again
     assert main(["report", str(run)]) == 0
-    assert "distance to the mean of the teacher" in (run / "report.html").read_text()
+    assert "How far the student is from the mean of its teacher." in (run / "report.html").read_text()
     capsys.readouterr()
     assert main(["plan", "digits-8", "--method", "regression", "--train.batch-size", "4"]) == 0
     printed = capsys.readouterr().out

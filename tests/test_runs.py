@@ -184,3 +184,29 @@ def test_a_collapsing_model_raises_the_alarm(data):
         for parameter in model.denoiser.parameters():
             parameter.fill_(float("nan"))
     assert "not finite" in watch.look(3)[1][0]
+
+
+class Counting(PixelFeatures):
+    """Counts the pictures that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def __call__(self, images):
+        self.seen += len(images)
+        return super().__call__(images)
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_features_of_the_training_set_are_extracted_once_there_are_previews_to_compare(
+    every, teacher, data, tmp_path, monkeypatch
+):
+    spy = Counting()
+    monkeypatch.setattr(runs, "feature_extractor", lambda *_: spy)
+    watched = MonitorConfig(every=every, num_samples=100)
+    run = distillation(teacher, data, dataclasses.replace(CONFIG, monitor=watched), tmp_path)
+    previews = sum(event.look is not None for event in run)
+    assert spy.seen == (len(data.train) + 100 * previews if every else 0) and bool(previews) == bool(every)
+    start = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])  # what alarms go by is there
+    assert start["data_std"] == pytest.approx(float(data.train.images.std()))

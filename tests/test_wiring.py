@@ -18,7 +18,7 @@ from momatch.config.schema import OptimConfig, ScheduleConfig, TeacherConfig, Tr
 from momatch.data.images import ImageSet, Split
 from momatch.diffusion import process, schedules
 from momatch.diffusion.denoiser import Denoiser
-from momatch.evaluation.sweep import evaluate_at
+from momatch.evaluation.evaluate import evaluate_at
 from momatch.methods.alternating import Alternating
 from momatch.methods.base import Batch, Method, Update
 from momatch.methods.denoising import Denoising

@@ -23,7 +23,7 @@ from momatch.data.prepared import load_prepared
 from momatch.diffusion import conventions, schedules
 from momatch.diffusion.denoiser import Denoiser
 from momatch.evaluation.conditions import fixed_cond
-from momatch.evaluation.sweep import evaluate_at
+from momatch.evaluation.evaluate import evaluate_at
 from momatch.interop.autoencoder import decoder_of
 from momatch.models.model import Model
 from momatch.networks.configs import DiffusersConfig
@@ -63,9 +63,9 @@ def teacher(pipeline=None, channels=4, width=16, nulls=None, num_classes=0, **in
 
 @pytest.fixture
 def few_resamples(monkeypatch):
-    from momatch.evaluation import assessment
+    from momatch.evaluation import evaluate
 
-    monkeypatch.setattr(assessment, "evaluate_at", partial(evaluate_at, resamples=5))
+    monkeypatch.setattr(evaluate, "Judge", partial(evaluate.Judge, resamples=5))
 
 
 def config(**more):
@@ -204,7 +204,7 @@ def test_decoded_metrics_are_those_of_the_decoded_pictures(data, pipelines):
 
 
 def test_large_sets_are_compared_by_a_sample_that_is_counted(data, pipelines, monkeypatch):
-    monkeypatch.setattr("momatch.evaluation.sweep.MOST_DECODED", 6)
+    monkeypatch.setattr("momatch.evaluation.evaluate.MOST_DECODED", 6)
     monkeypatch.setattr("momatch.training.monitor.MOST_DECODED", 30)
     model = teacher(pipelines("stable_diffusion"))
     row = evaluate_at(model, "teacher", data, 1, 100, resamples=10)

@@ -9,9 +9,9 @@ from PIL import Image
 from rich.console import Console
 
 from momatch.config.schema import DistillConfig, TeacherConfig, TrainConfig, to_json
+from momatch.evaluation.evaluate import Row
 from momatch.evaluation.metrics import EvaluationResult, Measurement
 from momatch.evaluation.report import html, plots, tables
-from momatch.evaluation.sweep import Row
 from momatch.utils.errors import UsageError
 
 

@@ -23,10 +23,9 @@ from momatch.cli.progress import follow_samples
 from momatch.config.schema import GuidanceConfig
 from momatch.data.images import Split
 from momatch.data.sources import load_data
-from momatch.evaluation.assessment import Candidate, assess
 from momatch.evaluation.conditions import fixed_cond
+from momatch.evaluation.evaluate import Candidate, Row, assess
 from momatch.evaluation.report.tables import evaluation_table
-from momatch.evaluation.sweep import Row
 from momatch.interop.compatibility import check_fit, check_null_condition, with_null_condition
 from momatch.interop.load import load_any, load_teacher
 from momatch.models.model import Model

@@ -11,8 +11,7 @@ from contextlib import closing, contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from momatch.evaluation.assessment import Watch
-from momatch.evaluation.sweep import Pair
+from momatch.evaluation.evaluate import Pair, Watch
 from momatch.interop.prepare import Done
 from momatch.methods.base import MethodConfig
 from momatch.training.run import Event, Run

@@ -21,7 +21,7 @@ from momatch.config.recipes import recipe, teacher_recipe
 from momatch.config.schema import DistillConfig, TeacherConfig
 from momatch.data.images import ImageSet
 from momatch.data.sources import load_data
-from momatch.evaluation.assessment import Candidate
+from momatch.evaluation.evaluate import Candidate
 from momatch.interop.load import load_any
 from momatch.models.model import Model
 from momatch.networks.configs import UViTConfig

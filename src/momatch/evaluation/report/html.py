@@ -13,9 +13,9 @@ from typing import Any
 
 from momatch.config import files as config_files
 from momatch.config.schema import KINDS
+from momatch.evaluation.evaluate import Row
 from momatch.evaluation.report import plots, tables
 from momatch.evaluation.report.tables import Verdict, number
-from momatch.evaluation.sweep import Row
 from momatch.methods.base import MethodConfig
 from momatch.utils.errors import ConfigError, UsageError
 from momatch.utils.files import write_atomically
