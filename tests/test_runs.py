@@ -18,6 +18,7 @@ from momatch.training.build import distill, distillation
 from momatch.training.monitor import Monitor
 from momatch.training.run import claim
 from momatch.utils.errors import ConfigError
+from momatch.utils.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +138,11 @@ def test_an_unconditional_teacher_on_pictures_without_classes(data):
 
 def test_the_best_distance_so_far_survives_a_resume(data, tmp_path):
     """So that the alarm for a rising distance works after one."""
-    log = runs._Log(tmp_path, CONFIG, {})
+    log = runs._Log(RunFolder(tmp_path))
     rows = [{"event": "look", "step": step, "frechet": f} for step, f in ((4, 2.0), (8, 1.0), (12, 3.0))]
-    log.path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"event": "look", "st')
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"event": "look", "st'
+    )
     assert [log.best_before(step) for step in (4, 5, 9)] == [float("inf"), 2.0, 1.0]
 
 

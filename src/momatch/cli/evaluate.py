@@ -12,8 +12,8 @@ from tyro.conf import Fixed, Suppress
 from momatch.cli.parsing import (
     OptionalInt,
     OptionalText,
-    RunFolder,
     RunName,
+    RunPath,
     check_out,
     integers,
     numbers,
@@ -31,6 +31,7 @@ from momatch.interop.load import load_any, load_teacher
 from momatch.models.model import Model
 from momatch.utils import devices
 from momatch.utils.errors import UsageError
+from momatch.utils.run_folder import RunFolder
 from momatch.utils.settings import settings
 from momatch.utils.text import count_of
 
@@ -98,7 +99,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
         cond = fixed_cond(candidate.model, data.heldout, parsed.num)
         for k in candidate.steps:
             candidate.model.check_request(parsed.num, k, cond, parsed.seed)
-    directory = Path(parsed.run) if (Path(parsed.run) / "config.json").is_file() else None
+    directory = Path(parsed.run) if RunFolder(Path(parsed.run)).exists else None
     measure(directory, candidates, data, parsed.num, parsed.seed, console)
 
 
@@ -186,7 +187,7 @@ class ReportArguments:
         run: the run's folder.
     """
 
-    run: RunFolder
+    run: RunPath
 
 
 def report(arguments: list[str], console: Console) -> None:
@@ -194,7 +195,7 @@ def report(arguments: list[str], console: Console) -> None:
     from momatch.evaluation.report.html import write_report
 
     parsed = parse(ReportArguments, arguments, "report")
-    if not (parsed.run / "config.json").is_file():
+    if not RunFolder(parsed.run).exists:
         raise UsageError(f"{parsed.run} is not the folder of a run (no config.json)")
     console.print(f"Report: {write_report(parsed.run)}", soft_wrap=True)
 

@@ -25,7 +25,7 @@ Arguments = TypeVar("Arguments")
 Number = TypeVar("Number", int, float)
 # What an argument is called in --help.
 RunName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+RunPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 LEFT_OUT = "(optional)"  # where tyro would say "(default: None)"
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=LEFT_OUT)]
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint=LEFT_OUT)]

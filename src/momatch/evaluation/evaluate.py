@@ -23,6 +23,7 @@ from momatch.evaluation.metrics import EvaluationResult, Reference
 from momatch.interop.autoencoder import Decoder, decoder_of, to_pictures
 from momatch.models.model import Model
 from momatch.utils.files import write_atomically
+from momatch.utils.run_folder import RunFolder
 from momatch.utils.text import count_of
 
 MOST_REFERENCE, MOST_DECODED = 50_000, 10_000  # rows of large data that samples are compared with
@@ -229,8 +230,8 @@ def assess(
             watched = (lambda pairs, title=title: watch(pairs, title, num_samples)) if watch else iter
             row = judge.row(model, candidate.name, steps, num_samples, watched)
             if directory:
-                _keep(directory / "evaluation.json", row, data.train.name)
-                judge.draw(directory / "samples" / f"final-{row.name}-{steps}.png", model, steps)
+                _keep(RunFolder(directory).evaluation, row, data.train.name)
+                judge.draw(RunFolder(directory).samples / f"final-{row.name}-{steps}.png", model, steps)
             yield row
 
 

@@ -23,6 +23,7 @@ from momatch.evaluation.statistics import FeatureStatistics
 from momatch.interop.autoencoder import Decoder, to_pictures
 from momatch.methods.base import saturation
 from momatch.models.model import Model
+from momatch.utils.run_folder import RunFolder
 
 GRID_COLUMNS, GRID_ROWS = 10, 6
 REMEDY = "if this lasts, lower the learning rate, or look at the teacher's own samples"
@@ -150,7 +151,7 @@ class Monitor:
 
         latents = self.data.space == "latents" and self.decoder is None
         name = f"samples/step-{step:08d}{'-latents' if latents else ''}.png"
-        (self.directory / "samples").mkdir(parents=True, exist_ok=True)
+        RunFolder(self.directory).samples.mkdir(parents=True, exist_ok=True)
         pictures = to_pictures(samples[: GRID_COLUMNS * GRID_ROWS], self.decoder)
         save_png(image_grid(pictures, GRID_COLUMNS), self.directory / name)
         return name

@@ -12,6 +12,7 @@ from momatch.data.emoji import TEXT_ENCODER
 from momatch.interop.text_encoders import WHOLE
 from momatch.models.model import Model
 from momatch.networks.configs import DiffusersConfig
+from momatch.utils.run_folder import RunFolder
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 CALLS = {  # what a pipeline is called with beside the number of steps; guidance is in the student already
@@ -129,7 +130,7 @@ def _licence(pipeline: Path | None) -> str | None:
 
 def _rows(run: Path | None) -> list[dict[str, Any]]:
     """The Fréchet distances of evaluation.json, one row for each model, step count and kind of features."""
-    path = run / "evaluation.json" if run else None
+    path = RunFolder(run).evaluation if run else None
     if path is None or not path.is_file():
         return []
     found = []
