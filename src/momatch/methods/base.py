@@ -9,7 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from momatch.diffusion.denoiser import Cond
+from momatch.diffusion.interface import Cond, cond_rows
+from momatch.diffusion.process import per_sample
+
+__all__ = ["Batch", "Method", "Update", "per_sample", "sample_statistics", "saturation"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,7 @@ class Batch:
         """Two independent minibatches of half the size, drawing from the same generator."""
         size = len(self.x) // 2
         cut = slice(size), slice(size, 2 * size)
-        conds = [{k: v[part] for k, v in self.cond.items()} if self.cond else None for part in cut]
-        first, second = (Batch(self.x[p], c, self.generator) for p, c in zip(cut, conds, strict=True))
+        first, second = (Batch(self.x[p], cond_rows(self.cond, p), self.generator) for p in cut)
         return first, second
 
     def normal(self) -> Tensor:
@@ -69,11 +71,6 @@ class Method(Protocol):
     def step(self, step: int, batch: Batch) -> Update:
         """Iteration `step` of the algorithm: a pure function of (step, batch, weights), no hidden counter."""
         ...
-
-
-def per_sample(values: Tensor, data: Tensor) -> Tensor:
-    """View values (B,) as (B, 1, …, 1), to multiply data (B, …)."""
-    return values.view(-1, *(1,) * (data.ndim - 1))
 
 
 def sample_statistics(x_tilde: Tensor) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from momatch.diffusion import process
 from momatch.diffusion.denoiser import Denoiser
 from momatch.methods.base import Batch, Update, per_sample, sample_statistics
 from momatch.methods.denoising import Denoising
@@ -114,7 +113,8 @@ class Instant:
         """Real data in place of the student's samples, at noise levels from the same density."""
         s = self.transition.density(batch.uniform().squeeze(0))
         logsnr_s = self.transition.schedule(s)
-        return Draw(process.diffuse(batch.x, logsnr_s, batch.normal()), logsnr_s, batch.x)
+        z_s = self.transition.process.corrupt(batch.x, logsnr_s, batch.generator)
+        return Draw(z_s, logsnr_s, batch.x)
 
     def _data_value(self, nu: Mapping[str, Tensor], batch: Batch) -> Tensor:
         real = self._real(batch)
@@ -154,7 +154,9 @@ def estimate_second_moments(
         steps: how many minibatches; some hundreds.
     """
     network = copy.deepcopy(teacher.denoiser).requires_grad_(True)
-    loss = Denoising(network, teacher.schedule, teacher.weighting, teacher.density, teacher.cond_dropout)
+    loss = Denoising(
+        network, teacher.schedule, teacher.weighting, teacher.density, teacher.cond_dropout, teacher.process
+    )
     names, parameters = zip(*network.named_parameters(), strict=True)
     total = [torch.zeros_like(p) for p in parameters]
     for step in range(steps):
