@@ -62,6 +62,7 @@ class TrainConfig:
         seed: of everything random.
         log_every: steps between records that carry metrics.
         checkpoint_every: steps between checkpoints.
+        prefetch: read the next minibatch in a thread while a step runs; the numbers are the same without.
     """
 
     num_steps: Count = 3000
@@ -69,6 +70,7 @@ class TrainConfig:
     seed: Annotated[int, Field(ge=0, lt=MAX_SEED), Remedy(f"use 0 to {MAX_SEED - 1}")] = 0
     log_every: Count = 50
     checkpoint_every: Count = 500
+    prefetch: bool = True
 
 
 @settings("optim")

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from momatch.diffusion import conventions, process
 from momatch.diffusion.conventions import TimeConvention
+from momatch.diffusion.interface import Cond
+from momatch.diffusion.process import per_sample
 
-Cond = dict[str, Tensor]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -69,7 +70,7 @@ class Denoiser(nn.Module):
             cond = self.null_batch(len(z), z.device)
         seen = z
         if self.time.input_scale is not None:
-            seen = z * self.time.input_scale(logsnr).to(z.dtype).view(-1, *(1,) * (z.ndim - 1))
+            seen = z * per_sample(self.time.input_scale(logsnr).to(z.dtype), z)
         low = self.precision == "bfloat16"
         with torch.autocast(z.device.type, torch.bfloat16) if low else nullcontext():
             output = self.network(seen, time, cond)
@@ -182,7 +183,7 @@ class Guided(Wrapper):
         scale = torch.full_like(logsnr, self.scale)
         if self.interval is not None:
             scale = scale * ((logsnr >= self.interval[0]) & (logsnr <= self.interval[1]))
-        factor = (1 + scale).view(-1, *(1,) * (z.ndim - 1)).to(z.dtype)
+        factor = per_sample(1 + scale, z).to(z.dtype)
         return self.in_range(torch.lerp(x_null, x_cond, factor))
 
 
@@ -203,5 +204,5 @@ class Thresholded(Wrapper):
         """The other's estimate, in [−1, 1]."""
         x = self.denoiser(z, logsnr, cond)
         reach = torch.quantile(x.detach().abs().flatten(1).float(), self.percentile, dim=1).clamp(min=1)
-        reach = reach.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
+        reach = per_sample(reach.to(x.dtype), x)
         return torch.minimum(torch.maximum(x, -reach), reach) / reach

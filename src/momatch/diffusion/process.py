@@ -39,6 +39,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from momatch.diffusion.interface import Process, Step
+
 Prediction = Literal["x", "eps", "v", "flow", "edm"]
 SIGMA_DATA = 0.5  # of every EDM model in use
 
@@ -93,8 +95,50 @@ def sample_posterior(
 ) -> Tensor:
     """Draw z_s ~ q(z_s | z_t, x); arguments as in `posterior`, noise from `generator`."""
     mean, variance = posterior(z_t, x, logsnr_s, logsnr_t)
-    noise = torch.randn(z_t.shape, generator=generator, device=z_t.device, dtype=z_t.dtype)
-    return torch.addcmul(mean, variance.sqrt(), noise)
+    return torch.addcmul(mean, variance.sqrt(), _normal(z_t, generator))
+
+
+def step_coefficients(logsnr_s: Tensor, logsnr_t: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Coefficients of z_t, of x, and the noise's standard deviation, for one step t → s at stochasticity eta.
+
+    η = 1 is the posterior. Otherwise (DDIM, eq. 12) the variance is η² times the posterior's, and the noise
+    that z_t already holds makes up what is missing: z_s = α_s x + √(σ_s² − std²) (z_t − α_t x)/σ_t + std·ε.
+    """
+    coefficient_z, coefficient_x, variance = posterior_coefficients(logsnr_s, logsnr_t)
+    std = eta * variance.sqrt()
+    if eta == 1:
+        return coefficient_z, coefficient_x, std
+    alpha_s, sigma_s = alpha_sigma(logsnr_s)
+    alpha_t, sigma_t = alpha_sigma(logsnr_t)
+    kept = (sigma_s**2 - std**2).clamp(min=0).sqrt() / sigma_t
+    return kept, alpha_s - kept * alpha_t, std
+
+
+class GaussianProcess(Process):
+    """Equations (1) and (2), as samplers and methods call them."""
+
+    def prior(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """z_1 ~ N(0, I)."""
+        return _normal(like, generator)
+
+    def corrupt(self, x: Tensor, logsnr: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """z_t = α_t x + σ_t ε."""
+        return diffuse(x, logsnr, _normal(x, generator))
+
+    posterior_sample = staticmethod(sample_posterior)
+
+    def stepper(self, logsnr: Tensor, eta: float) -> Step:
+        """z_s = a z_t + b x + c ε, with numbers that are computed once, in logsnr's precision."""
+        of_z, of_x, std = (c.tolist() for c in step_coefficients(logsnr[1:], logsnr[:-1], eta))
+
+        def step(i: int, z: Tensor, x: Tensor, generator: torch.Generator | None) -> Tensor:
+            z = (of_z[i] * z).add_(x, alpha=of_x[i])
+            return z.add_(_normal(z, generator), alpha=std[i]) if std[i] > 0 else z
+
+        return step
+
+
+GAUSSIAN = GaussianProcess()
 
 
 def to_x(
@@ -147,6 +191,14 @@ def _edm_coefficients(alpha: Tensor, sigma: Tensor, sigma_data: float) -> tuple[
     return alpha * sigma_data**2 / total, sigma * sigma_data * total.rsqrt()
 
 
+def per_sample(values: Tensor, data: Tensor) -> Tensor:
+    """View values (B,) as (B, 1, …, 1), to multiply data (B, …)."""
+    return values.view(-1, *(1,) * (data.ndim - 1))
+
+
 def _like(logsnr: Tensor, data: Tensor) -> Tensor:
-    """View (B,) as (B, 1, …, 1) with as many dimensions as `data`, in data's dtype."""
-    return logsnr.to(data.dtype).view(-1, *(1,) * (data.ndim - 1))
+    return per_sample(logsnr.to(data.dtype), data)
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)

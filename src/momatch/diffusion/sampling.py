@@ -6,16 +6,16 @@ the posterior given that estimate, repeat, and return the last estimate without 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from momatch.diffusion import process
-from momatch.diffusion.denoiser import Cond
+from momatch.diffusion.interface import Cond, DenoiserFunction, Process, cond_rows
+from momatch.diffusion.process import GAUSSIAN, step_coefficients
 from momatch.diffusion.schedules import NoiseSchedule
 
-DenoiserFunction = Callable[[Tensor, Tensor, Cond | None], Tensor]
+__all__ = ["ancestral", "ddim", "in_batches", "step_coefficients", "time_grid", "trajectory"]
 
 
 def time_grid(steps: int, device: torch.device | str = "cpu") -> Tensor:
@@ -37,17 +37,19 @@ def ancestral(
     cond: Cond | None = None,
     generator: torch.Generator | None = None,
     eta: float = 1.0,
+    process: Process = GAUSSIAN,
 ) -> Tensor:
     """Algorithm 1: sample by `steps` rounds of denoising and posterior sampling.
 
     Args:
         denoiser: (z, logsnr, cond) → x.
-        noise: (B, …) z_1 ~ N(0, I).
+        noise: (B, …) z_1, a draw from the process's prior: N(0, I).
         steps: number of network calls k.
         schedule: λ(t).
         cond: condition for all calls.
         generator: source of the k − 1 later noises.
         eta: stochasticity: 1 is the posterior (the paper), 0 is DDIM.
+        process: whose steps are taken.
 
     Returns:
         (B, …) the last estimate of x, with no noise after it.
@@ -56,7 +58,7 @@ def ancestral(
         ValueError: if steps is below 1 or eta outside [0, 1].
     """
     x = noise
-    for estimate in trajectory(denoiser, noise, steps, schedule, cond, generator, eta):
+    for estimate in trajectory(denoiser, noise, steps, schedule, cond, generator, eta, process):
         x = estimate
     return x
 
@@ -77,35 +79,32 @@ def trajectory(
     cond: Cond | None = None,
     generator: torch.Generator | None = None,
     eta: float = 1.0,
+    process: Process = GAUSSIAN,
 ) -> Iterator[Tensor]:
     """The successive estimates of x in `ancestral`, `steps` of them; arguments as there."""
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1] (0 = DDIM, 1 = ancestral), got {eta}")
     logsnr = schedule(time_grid(steps, noise.device))
-    coefficient_z, coefficient_x, std = (c.tolist() for c in step_coefficients(logsnr[1:], logsnr[:-1], eta))
+    step = process.stepper(logsnr, eta)
     batch_logsnr = logsnr.to(noise.dtype)[:, None].expand(-1, len(noise)).unbind()
     z = noise
     for i in range(steps):
         x = denoiser(z, batch_logsnr[i], cond)
         yield x
         if i < steps - 1:
-            z = (coefficient_z[i] * z).add_(x, alpha=coefficient_x[i])
-            if std[i] > 0:
-                fresh = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
-                z.add_(fresh, alpha=std[i])
+            z = step(i, z, x, generator)
 
 
-def step_coefficients(logsnr_s: Tensor, logsnr_t: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Coefficients of z_t, of x, and the noise's standard deviation, for one step t → s at stochasticity eta.
+def in_batches(denoiser: DenoiserFunction, size: int) -> DenoiserFunction:
+    """The same denoiser, called on at most `size` samples at a time, to save memory.
 
-    η = 1 is the posterior. Otherwise (DDIM, eq. 12) the variance is η² times the posterior's, and the noise
-    that z_t already holds makes up what is missing: z_s = α_s x + √(σ_s² − std²) (z_t − α_t x)/σ_t + std·ε.
+    What is drawn around it is still drawn for all samples at once, so that noise does not depend on `size`.
     """
-    coefficient_z, coefficient_x, variance = process.posterior_coefficients(logsnr_s, logsnr_t)
-    std = eta * variance.sqrt()
-    if eta == 1:
-        return coefficient_z, coefficient_x, std
-    alpha_s, sigma_s = process.alpha_sigma(logsnr_s)
-    alpha_t, sigma_t = process.alpha_sigma(logsnr_t)
-    kept = (sigma_s**2 - std**2).clamp(min=0).sqrt() / sigma_t
-    return kept, alpha_s - kept * alpha_t, std
+
+    def call(z: Tensor, logsnr: Tensor, cond: Cond | None) -> Tensor:
+        if len(z) <= size:
+            return denoiser(z, logsnr, cond)
+        parts = [slice(first, first + size) for first in range(0, len(z), size)]
+        return torch.cat([denoiser(z[rows], logsnr[rows], cond_rows(cond, rows)) for rows in parts])
+
+    return call

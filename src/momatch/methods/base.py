@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from momatch.diffusion.denoiser import Cond
+from momatch.diffusion.interface import Cond, cond_rows
+from momatch.diffusion.process import per_sample
 from momatch.utils.settings import settings
 
 if TYPE_CHECKING:
     from momatch.methods.context import Context
+
+__all__ = ["Batch", "Method", "MethodConfig", "Update", "per_sample", "sample_statistics", "saturation"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Batch:
         return first, second
 
     def _part(self, part: slice) -> Batch:
-        cond = {k: v[part] for k, v in self.cond.items()} if self.cond else None
-        return Batch(self.x[part], cond, self.generator, None if self.rows is None else self.rows[part])
+        rows = None if self.rows is None else self.rows[part]
+        return Batch(self.x[part], cond_rows(self.cond, part), self.generator, rows)
 
     def normal(self) -> Tensor:
         """ε ~ N(0, I) in the shape of x."""
@@ -145,11 +148,6 @@ class MethodConfig:
     def build(self, context: Context) -> Method:
         """The algorithm itself, on the networks and data of a run."""
         raise NotImplementedError(f"{type(self).__name__} does not build a method")
-
-
-def per_sample(values: Tensor, data: Tensor) -> Tensor:
-    """View values (B,) as (B, 1, …, 1), to multiply data (B, …)."""
-    return values.view(-1, *(1,) * (data.ndim - 1))
 
 
 def sample_statistics(x_tilde: Tensor) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from momatch.diffusion import process
-from momatch.diffusion.denoiser import Cond, Denoiser
+from momatch.diffusion.denoiser import Denoiser
+from momatch.diffusion.interface import Cond, Process
+from momatch.diffusion.process import GAUSSIAN
 from momatch.diffusion.schedules import NoiseSchedule
 from momatch.methods.base import Batch, Method, MethodConfig, Update, per_sample
 from momatch.methods.weighting import TimeDensity, Weighting, power, v_weight
@@ -25,6 +26,7 @@ class Denoising(Method):
         density: p(t).
         cond_dropout: probability with which a sample is trained on the null condition, so that the network
             also learns E[x | z] without one.
+        process: how data are noised.
     """
 
     def __init__(
@@ -34,18 +36,20 @@ class Denoising(Method):
         weighting: Weighting | None = None,
         density: TimeDensity | None = None,
         cond_dropout: float = 0.1,
+        process: Process = GAUSSIAN,
     ):
         self.denoiser = denoiser
         self.schedule = schedule
         self.weighting = weighting or v_weight()
         self.density = density or power(1.0)
         self.cond_dropout = cond_dropout
+        self.process = process
 
     def step(self, step: int, batch: Batch) -> Update:
         """One minibatch of denoising; the same at every step."""
         u, drop = batch.uniform(rows=2).unbind()
         logsnr = self.schedule(self.density(u))
-        z = process.diffuse(batch.x, logsnr, batch.normal())
+        z = self.process.corrupt(batch.x, logsnr, batch.generator)
         x = self.denoiser(z, logsnr, self._drop(batch.cond, drop < self.cond_dropout))
         w = per_sample(self.weighting(logsnr, batch.x, x), x)
         loss = (w * (batch.x - x).square()).mean()

@@ -16,7 +16,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from momatch.diffusion import process
 from momatch.diffusion.denoiser import Denoiser
 from momatch.methods.base import Batch, Method, MethodConfig, Update, per_sample, sample_statistics
 from momatch.methods.context import Context
@@ -118,7 +117,8 @@ class Instant(Method):
         """Real data in place of the student's samples, at noise levels from the same density."""
         s = self.transition.density(batch.uniform().squeeze(0))
         logsnr_s = self.transition.schedule(s)
-        return Draw(process.diffuse(batch.x, logsnr_s, batch.normal()), logsnr_s, batch.x)
+        z_s = self.transition.process.corrupt(batch.x, logsnr_s, batch.generator)
+        return Draw(z_s, logsnr_s, batch.x)
 
     def _data_value(self, nu: Mapping[str, Tensor], batch: Batch) -> Tensor:
         real = self._real(batch)
@@ -158,7 +158,9 @@ def estimate_second_moments(
         steps: how many minibatches; some hundreds.
     """
     network = copy.deepcopy(teacher.denoiser).requires_grad_(True)
-    loss = Denoising(network, teacher.schedule, teacher.weighting, teacher.density, teacher.cond_dropout)
+    loss = Denoising(
+        network, teacher.schedule, teacher.weighting, teacher.density, teacher.cond_dropout, teacher.process
+    )
     names, parameters = zip(*network.named_parameters(), strict=True)
     total = [torch.zeros_like(p) for p in parameters]
     for step in range(steps):

@@ -6,20 +6,18 @@ x̃ = g_η(z_t);  z_s ~ q(z_s | z_t, stop_grad(x̃))
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from momatch.diffusion import process
-from momatch.diffusion.denoiser import Cond
+from momatch.diffusion.interface import DenoiserFunction, Process, cond_rows
+from momatch.diffusion.process import GAUSSIAN
 from momatch.diffusion.schedules import NoiseSchedule
 from momatch.methods.base import Batch
 from momatch.methods.weighting import TimeDensity, power
 
-DenoiserFunction = Callable[[Tensor, Tensor, Cond | None], Tensor]
 Posterior = Literal["conditional", "fresh"]
 Source = Literal["data", "rollout"]
 
@@ -53,6 +51,7 @@ class Transition:
         source: "data" diffuses real data to z_t, the paper; "rollout" lets the student itself make z_t, by
             its own sampler from noise, at t = i/k with i uniform. No data are needed then: of the batch only
             shape and condition are used, and p(s) follows from t and δ.
+        process: of z_t and z_s.
     """
 
     schedule: NoiseSchedule
@@ -61,6 +60,7 @@ class Transition:
     delta_density: TimeDensity = power(1.0)
     posterior: Posterior = "conditional"
     source: Source = "data"
+    process: Process = GAUSSIAN
 
     def draw(self, student: DenoiserFunction, batch: Batch, with_grad: bool) -> Draw:
         """A transition for each sample of the batch; `with_grad` records x̃ for the student's gradient."""
@@ -78,29 +78,28 @@ class Transition:
 
         # z_t = α_t x + σ_t ε,  x̃ = g_η(z_t),  z_s ~ q(z_s | z_t, stop_grad(x̃))
         if self.source == "data":
-            z_t = process.diffuse(batch.x, logsnr_t, batch.normal())
+            z_t = self.process.corrupt(batch.x, logsnr_t, batch.generator)
         else:
             z_t = self._roll_out(student, batch, calls_left)
         with torch.set_grad_enabled(with_grad):
             x_tilde = student(z_t, logsnr_t, batch.cond)
         x_sample = x_tilde.detach()
         if self.posterior == "fresh":
-            z_s = process.diffuse(x_sample, logsnr_s, batch.normal())
+            z_s = self.process.corrupt(x_sample, logsnr_s, batch.generator)
         else:
-            z_s = process.sample_posterior(z_t, x_sample, logsnr_s, logsnr_t, batch.generator)
+            z_s = self.process.posterior_sample(z_t, x_sample, logsnr_s, logsnr_t, batch.generator)
         return Draw(z_s, logsnr_s, x_tilde)
 
     @torch.no_grad()
     def _roll_out(self, student: DenoiserFunction, batch: Batch, calls_left: Tensor) -> Tensor:
         """Run Algorithm 1 from noise until each sample has `calls_left` (1 … k) of its k calls to go."""
-        z = batch.normal()
+        z = self.process.prior(batch.x, batch.generator)
         for left in range(self.steps, 1, -1):
             going = (calls_left < left).nonzero().squeeze(1)
             if len(going) == 0:
                 continue
             times = torch.tensor([[left], [left - 1]], device=z.device, dtype=z.dtype) / self.steps
             logsnr_t, logsnr_s = self.schedule(times).expand(2, len(going)).unbind()
-            cond = {key: value[going] for key, value in batch.cond.items()} if batch.cond else None
-            x = student(z[going], logsnr_t, cond)
-            z[going] = process.sample_posterior(z[going], x, logsnr_s, logsnr_t, batch.generator)
+            x = student(z[going], logsnr_t, cond_rows(batch.cond, going))
+            z[going] = self.process.posterior_sample(z[going], x, logsnr_s, logsnr_t, batch.generator)
         return z

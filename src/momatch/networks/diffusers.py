@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from momatch.diffusion.interface import Cond
 from momatch.networks.configs import DiffusersConfig
 from momatch.utils.errors import UsageError
 
-Cond = dict[str, Tensor]
 FLUX_GUIDANCE = 3.5  # what FluxPipeline asks for unless told otherwise
 VAE_FACTOR = 8  # pixels of a PixArt picture to one of its latents
 

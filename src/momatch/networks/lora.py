@@ -14,13 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from momatch.diffusion.interface import Cond
 from momatch.networks.diffusers import DiffusersNetwork
 from momatch.utils.errors import UsageError
 
 NAME = "default"  # what peft calls an adapter unless told otherwise
 NAMED_IN_ERRORS = 4
-
-Cond = dict[str, Tensor]
 
 
 class AdaptedNetwork(nn.Module):

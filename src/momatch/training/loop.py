@@ -20,7 +20,7 @@ from torch import nn
 from momatch.config.schema import OptimConfig, TrainConfig
 from momatch.methods.base import Method
 from momatch.training import checkpoint
-from momatch.training.batches import Batches
+from momatch.training.batches import Batches, Prefetched
 from momatch.training.optim import Optimizer, learning_rate_schedule
 from momatch.utils.errors import RunError
 from momatch.utils.seeding import derive_seed
@@ -76,6 +76,9 @@ def train(
     for network in networks.values():
         network.train()
     start = time.monotonic()
+    if config.prefetch:
+        device = next(p.device for network in networks.values() for p in network.parameters())
+        batches = Prefetched(batches, config.num_steps, device)
     try:
         for step in range(progress.step, config.num_steps):
             if uses_dropout:  # nn.Dropout takes no generator
@@ -110,6 +113,9 @@ def train(
         if directory and saved != progress.step:
             checkpoint.save(directory, progress, state)
         raise
+    finally:
+        if isinstance(batches, Prefetched):
+            batches.close()
 
 
 def _non_finite(role: str, step: int, loss: torch.Tensor, directory: Path | None) -> str:

@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from momatch.diffusion.denoiser import Cond, Denoiser
-from momatch.diffusion.sampling import step_coefficients, time_grid
+from momatch.diffusion.process import step_coefficients
+from momatch.diffusion.sampling import time_grid
 from momatch.models.model import NULL_CONDITION, Model
 from momatch.utils.errors import UsageError
 from momatch.utils.files import write_atomically
