@@ -43,9 +43,9 @@ def times(counter, real):
     return {counter[value] for value in real[:, 0, 0, 0].tolist()}
 
 
-@pytest.mark.parametrize("budget", [frechet.MOMENT_BUDGET, 10])
+@pytest.mark.parametrize("budget", [frechet.KEPT_BUDGET, 10])
 def test_one_reference_gives_each_set_its_own_numbers_and_is_looked_at_once(budget, monkeypatch):
-    monkeypatch.setattr(frechet, "MOMENT_BUDGET", budget)  # beyond it resamples are drawn anew
+    monkeypatch.setattr(frechet, "KEPT_BUDGET", budget)  # beyond it resamples are drawn anew
     real, training = images(80, 1), images(120, 2)[0]
     options = {"seed": 3, "resamples": 5}
     spy = Bright()
@@ -57,7 +57,7 @@ def test_one_reference_gives_each_set_its_own_numbers_and_is_looked_at_once(budg
     assert len({result.get("frechet").value for result in found}) == 4
 
 
-def test_the_real_side_of_a_bootstrap_is_computed_once_for_each_number_of_samples(monkeypatch):
+def test_the_real_side_of_a_bootstrap_is_computed_once_while_the_number_of_samples_stays(monkeypatch):
     computed = []
     original = frechet._BlockMoments.weighted
 

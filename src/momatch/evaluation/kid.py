@@ -60,13 +60,13 @@ def kid(
     Raises:
         ValueError: if a side is unusable (fewer than 4 samples), the dimensions differ, or groups is below 2.
     """
-    key = ("kid", *circumstances(generated, generator), groups)
+    key = (circumstances(generated, generator), groups)
     x, y = (
         _prepare(generated, reference, groups, generator),
         _prepare(reference, generated, groups, generator),
     )
     within_x, between = _within(x), _between(x, y)
-    within_y = (memo or Memo()).recall(key, lambda: _within(y))
+    within_y = (memo or Memo()).recall("kid", key, lambda: _within(y))
     value = within_x.mean + within_y.mean - 2 * between.mean
     variance = _jackknife(within_x.without - 2 * between.without_first)
     variance += _jackknife(within_y.without - 2 * between.without_second)

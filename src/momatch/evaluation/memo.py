@@ -17,16 +17,16 @@ T = TypeVar("T")
 
 
 class Memo:
-    """Results by what they depend on; of one reference (and training set), on one extractor."""
+    """Results of one reference (and training set), on one extractor: of each kind the latest."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, Any] = {}
+        self._known: dict[str, tuple[Hashable, Any]] = {}
 
-    def recall(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """What is known under `key`; computed the first time."""
-        if key not in self._known:
-            self._known[key] = compute()
-        return self._known[key]
+    def recall(self, kind: str, key: Hashable, compute: Callable[[], T]) -> T:
+        """The result of that kind if it was computed for that `key`; else it is computed, and replaced."""
+        if kind not in self._known or self._known[kind][0] != key:
+            self._known[kind] = key, compute()
+        return self._known[kind][1]
 
 
 def circumstances(generated: Tensor, generator: torch.Generator) -> tuple[tuple[int, ...], bytes]:

@@ -21,7 +21,7 @@ from momatch.evaluation.features import Classifier, FeatureExtractor, batches, c
 from momatch.evaluation.frechet import NORMAL_95, frechet_bootstrap, frechet_distance
 from momatch.evaluation.kid import kid
 from momatch.evaluation.memo import Memo, circumstances
-from momatch.evaluation.neighbours import compare_distances, nearest_distances
+from momatch.evaluation.neighbours import Neighbours, compare_distances
 from momatch.evaluation.precision_recall import precision_recall
 from momatch.evaluation.statistics import FeatureStatistics
 
@@ -206,6 +206,7 @@ class Reference:
         self.images, self.labels = images if isinstance(images, tuple) else (images, None)
         self.extractors = list(extractors) if isinstance(extractors, Sequence) else [extractors]
         self.classifier, self.training_images = classifier, training_images
+        self._neighbours = None if training_images is None else Neighbours(training_images)
         self.name, self.seed, self.resamples = name, seed, resamples
         self.batch_size, self.space = batch_size, space
 
@@ -215,7 +216,7 @@ class Reference:
         Raises:
             ValueError: as `evaluate`.
         """
-        pulled = _pull(samples, self.extractors, self.classifier, self.training_images, self.batch_size)
+        pulled = _pull(samples, self.extractors, self.classifier, self._neighbours, self.batch_size)
         counts = _Counts(
             reference=self.name, n_generated=pulled.n, n_reference=len(self.images), seed=self.seed
         )
@@ -250,8 +251,8 @@ class Reference:
 
     @cached_property
     def _nearest(self) -> Tensor:
-        assert self.training_images is not None
-        return nearest_distances(self.images, self.training_images)
+        assert self._neighbours is not None
+        return self._neighbours.distances(self.images)
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,7 @@ def _pull(
     samples: Samples,
     extractors: list[FeatureExtractor],
     classifier: Classifier | None,
-    training_images: Tensor | None,
+    neighbours: Neighbours | None,
     batch_size: int,
 ) -> _Pulled:
     n, features, hits, nearest = 0, [[] for _ in extractors], [], []
@@ -299,8 +300,8 @@ def _pull(
             collected.append(extract(extractor, images, batch_size))
         if classifier is not None and labels is not None:
             hits.append(_hits(classifier, images, labels, batch_size))
-        if training_images is not None:
-            nearest.append(nearest_distances(images, training_images))
+        if neighbours is not None:
+            nearest.append(neighbours.distances(images))
     if n < 2:
         raise ValueError(f"{n} generated samples are too few; give at least 2")
     known = sum(len(part) for part in hits)
@@ -353,10 +354,8 @@ def _frechet(generated: Tensor, real: _RealFeatures, resamples: int, counts: _Co
     if training is None:
         return rows
     distinct = f"{len(training)} distinct training pictures"
-    floor = real.memo.recall(
-        ("floor", *circumstances(generated, rng)),
-        lambda: _floor(training, real.reference, len(generated), rng),
-    )
+    key = circumstances(generated, rng)
+    floor = real.memo.recall("floor", key, lambda: _floor(training, real.reference, len(generated), rng))
     note = f"{distinct}, resampled with replacement to n_generated; {_AT_THESE_N}"
     rows.append(_with_error("frechet_floor", floor, bootstrap.interval(1).standard_error, name, counts, note))
     above = bootstrap.difference(0, 1)
