@@ -105,10 +105,10 @@ def test_the_student_is_shown_first_and_stays_if_its_teacher_is_gone(choice, stu
     assert len(list(compare(choice, Request(2, 1)))) == 1
 
     monkeypatch.undo()
-    gone = Choice("runs/x", replace(student, info={**student.info, "teacher": "runs/nowhere"}))
+    gone = Choice("runs/x", replace(student, provenance={**student.info, "teacher": "runs/nowhere"}))
     first, second = compare(gone, Request(2, 1), with_teacher=True)
     assert second.own is first.own and "runs/nowhere" in second.problem
-    other = Choice("runs/x", replace(student, info={**student.info, "inputs": {"teacher": "0" * 16}}))
+    other = Choice("runs/x", replace(student, provenance={**student.info, "inputs": {"teacher": "0" * 16}}))
     assert (
         "is not the teacher that runs/x was distilled from"
         in list(compare(other, Request(2, 1), True))[-1].problem
@@ -191,7 +191,13 @@ def talking_model():
 
     denoiser = Denoiser(Echo(), "x", {"length": torch.zeros(1)})
     return Model(
-        denoiser, MLPConfig(), cosine(), (1, 8, 8), 4, cond_shapes={"length": (1,)}, info={"role": "teacher"}
+        denoiser,
+        MLPConfig(),
+        cosine(),
+        (1, 8, 8),
+        4,
+        cond_shapes={"length": (1,)},
+        provenance={"role": "teacher"},
     )
 
 

@@ -314,18 +314,18 @@ def test_no_encoder_is_one_sentence(monkeypatch):
 )
 def test_the_teachers_encoder_comes_before_that_of_the_data(theirs, origin, kept, run_folder):
     """A network reads the tokens of the encoder that it was trained on, whatever made the data."""
-    model = replace(load_model(run_folder / "teacher"), info=theirs)
+    model = replace(load_model(run_folder / "teacher"), provenance=theirs)
     tokens = {TOKENS: torch.zeros(2, MAX_TOKENS, TOKEN_DIM)}
     images = ImageSet(
         torch.zeros(2, 3, 16, 16), torch.zeros(2).long(), 1, "pictures", conditions=tokens, origin=origin
     )
-    assert assembly._encoders(images, model) == kept
+    assert assembly._encoders(images, model) == (kept.get("pipeline"), kept.get("text_encoder"))
 
 
 def test_unknown_encoder_is_refused(run_folder):
     teacher = load_model(run_folder / "teacher")
     with pytest.raises(UsageError, match="its text encoder \\(other\\) is not known here"):
-        text.text_encoder_of(replace(teacher, info={"text_encoder": "other"}))
+        text.text_encoder_of(replace(teacher, provenance={"text_encoder": "other"}))
 
 
 @pytest.mark.parametrize("name", ["projection.safetensors", "captions.safetensors", "pictures.npz"])

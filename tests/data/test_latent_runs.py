@@ -229,7 +229,9 @@ def test_samples_of_a_latent_model_are_decoded(run, pipelines, tmp_path, capsys)
 
 def test_without_its_pipeline_a_latent_model_shows_its_first_channels(run, data, tmp_path):
     student = load_student(run)
-    model = dataclasses.replace(student, info={**student.info, "pipeline": str(tmp_path / "moved away")})
+    model = dataclasses.replace(
+        student, provenance={**student.info, "pipeline": str(tmp_path / "moved away")}
+    )
     model.save(tmp_path / "student")
     assert decoder_of(model) is None
     png, npz = tmp_path / "grid.png", tmp_path / "made.npz"

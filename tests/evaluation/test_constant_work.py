@@ -97,12 +97,12 @@ def test_three_rows_load_one_decoder_and_one_classifier(tmp_path, monkeypatch):
 
 def test_models_of_different_pipelines_have_different_judges(monkeypatch):
     asked = []
-    monkeypatch.setattr(evaluate, "decoder_of", lambda model: asked.append(model.info.get("pipeline")))
+    monkeypatch.setattr(evaluate, "decoder_of", lambda model: asked.append(model.provenance.pipeline))
     monkeypatch.setattr(evaluate, "Judge", partial(Judge, resamples=2))
     model, digits = load_teacher("digits"), load_data("digits")
     small = Split(*(dataclasses.replace(s, images=s.images[:50], labels=s.labels[:50])
                     for s in (digits.train, digits.heldout)))  # fmt: skip
-    other = dataclasses.replace(model, info={**model.info, "pipeline": "another"})
+    other = dataclasses.replace(model, provenance={**model.info, "pipeline": "another"})
     candidates = [Candidate("a", model, (1,)), Candidate("b", other, (1,)), Candidate("c", model, (1,))]
     assert [row.name for row in assess(None, candidates, small, 10, 0)] == ["a", "b", "c"]
     assert asked == [None, "another"]

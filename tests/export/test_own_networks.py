@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import os
 import re
@@ -225,7 +226,7 @@ def test_latents_are_decoded_by_the_autoencoder_that_they_come_from(tmp_path):
     (source / "model_index.json").write_text(json.dumps(index))
 
     model = student(UViTConfig(**{**vars(UVIT), "image_channels": 4}), side=8)
-    model.info["pipeline"] = str(source)
+    model = dataclasses.replace(model, provenance={**model.info, "pipeline": str(source)})
     out = tmp_path / "out"
     export_folder(model, out, str(out), None, None)
     assert " (latent) |" in (out / "README.md").read_text()

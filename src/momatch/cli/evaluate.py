@@ -20,14 +20,14 @@ from momatch.cli.parsing import (
     parse,
 )
 from momatch.cli.progress import follow_samples
-from momatch.config.schema import GuidanceConfig
+from momatch.config.schema import GuidanceConfig, distilled_guidance
 from momatch.data.images import Split
 from momatch.data.sources import load_data
 from momatch.evaluation.conditions import fixed_cond
 from momatch.evaluation.evaluate import Candidate, Row, assess
 from momatch.evaluation.report.tables import evaluation_table
 from momatch.interop.compatibility import check_fit, check_null_condition, with_null_condition
-from momatch.interop.load import load_any, load_teacher
+from momatch.interop.load import load_any, teacher_of_student
 from momatch.models.model import Model
 from momatch.utils import devices
 from momatch.utils.errors import UsageError
@@ -66,25 +66,25 @@ def evaluate(arguments: list[str], console: Console) -> None:
     device = devices.resolve(parsed.device)
     model = load_any(parsed.run).to(device)
     data = data_for(model, parsed.data)
-    inputs = model.info.get("inputs", {})
-    if parsed.data is None and inputs.get("data", data.train.fingerprint()) != data.train.fingerprint():
+    origin = model.provenance
+    if parsed.data is None and origin.inputs.data not in (None, data.train.fingerprint()):
         raise UsageError(
-            f"{model.info['data']} no longer holds the pictures that {parsed.run} was trained on; "
+            f"{origin.data} no longer holds the pictures that {parsed.run} was trained on; "
             "name the data to compare with by --data"
         )
     steps = integers(parsed.steps, "--steps") if parsed.steps else (model.steps,)
     check_fit(model, data.heldout)
-    candidates = [Candidate(str(model.info.get("role", "model")), model, steps)]
+    candidates = [Candidate(origin.role or "model", model, steps)]
     if parsed.teacher_steps:
-        if model.info.get("role") != "student":
+        if not model.is_student:
             raise UsageError(
                 f"--teacher-steps {parsed.teacher_steps}: {parsed.run} is no student; use --steps instead"
             )
         counts = integers(parsed.teacher_steps, "--teacher-steps")
         teacher = teacher_of_student(model).to(device)
-        if inputs.get("teacher", teacher.fingerprint()) != teacher.fingerprint():
+        if origin.inputs.teacher not in (None, teacher.fingerprint()):
             raise UsageError(
-                f"{model.info['teacher']} is not the teacher that {parsed.run} was distilled from; "
+                f"{model.provenance.teacher} is not the teacher that {parsed.run} was distilled from; "
                 "put that one back there, or leave out --teacher-steps"
             )
         check_fit(teacher, data.heldout)
@@ -151,10 +151,10 @@ def guidance(arguments: list[str], console: Console) -> None:
     scales = numbers(parsed.scales, "--scales")
     device = devices.resolve(parsed.device)
     model = load_any(parsed.run).to(device)
-    if model.info.get("role") == "student":
+    if model.is_student:
         raise UsageError(
             f"{parsed.run} is a student, its guidance is distilled in; give its teacher, "
-            f"{model.info['teacher']}"
+            f"{model.provenance.teacher}"
         )
     if not model.denoiser.null_values and not model.cond_shapes:
         raise UsageError(f"{parsed.run} has no null condition, so it cannot be guided")
@@ -200,22 +200,6 @@ def report(arguments: list[str], console: Console) -> None:
     console.print(f"Report: {write_report(parsed.run)}", soft_wrap=True)
 
 
-def teacher_of_student(student: Model) -> Model:
-    """The teacher that a student was distilled from, loaded as it was then."""
-    config = student.info.get("config", {})
-    null_label = int(config.get("null_label", -1))
-    return load_teacher(
-        str(student.info["teacher"]),
-        null_label if null_label >= 0 else None,
-        int(config.get("teacher_size", 0)) or None,
-    )
-
-
-def distilled_guidance(student: Model) -> GuidanceConfig:
-    """How its teacher was guided while it was distilled."""
-    return GuidanceConfig(**student.info.get("config", {}).get("guidance", {}))
-
-
 def measure(
     directory: Path | None,
     candidates: list[Candidate],
@@ -244,14 +228,15 @@ def check_enough(num: int) -> None:
 
 def data_for(model: Model, source: str | None) -> Split:
     """The data of that name, or what the model was trained on; pictures at the size the model makes."""
-    known = source or model.info.get("data")
+    known = source or model.provenance.data
     if known is None:
         raise UsageError(
             "this model does not say what it was trained on; name data to compare with by --data"
         )
     pictures = model.sample_shape[0] in (1, 3)  # latents have more channels
-    if pictures and "pipeline" in model.info and not {"config", "vae"} & set(model.info):
+    origin = model.provenance
+    if pictures and origin.pipeline and not (origin.config or origin.latent):
         size = model.sample_shape[-1]  # a teacher of pixels from elsewhere
     else:
-        size = int(model.info.get("config", {}).get("image_size", 0))
+        size = int(origin.config.get("image_size", 0))
     return load_data(str(known), size)

@@ -85,7 +85,7 @@ def sample(arguments: list[str], console: Console) -> None:
     model.check_request(num, steps, cond, parsed.seed)
     if parsed.guidance and cond is None and model.cond_shapes:
         raise UsageError(f"--guidance {parsed.guidance} needs something to guide to; give --prompt")
-    if model.info.get("role") == "student" and steps != model.steps:
+    if model.is_student and steps != model.steps:
         warnings.warn(
             f"this student was made for {count_of(model.steps, 'step')}, not for {steps}; one "
             "distilled for that gives better results (momatch distill RECIPE --steps)",
@@ -125,7 +125,7 @@ def guided(model: Model, scale: float, clip: Clip = "none") -> Model:
     if not scale and clip == "none":
         return model
     config = GuidanceConfig(scale=scale, clip=clip)
-    if scale and model.info.get("role") == "student":
+    if scale and model.is_student:
         raise UsageError(
             f"--guidance {scale}: a student has its guidance distilled in; give it to momatch distill as "
             "--guidance.scale, or sample the teacher"

@@ -24,7 +24,7 @@ from momatch.methods.base import MethodConfig
 from momatch.methods.denoising import DenoisingConfig
 from momatch.methods.transition import Posterior, Source
 from momatch.methods.weighting import TimeDensity, Weighting
-from momatch.models.model import MAX_SEED, MAX_STUDENT_STEPS
+from momatch.models.model import MAX_SEED, MAX_STUDENT_STEPS, Model
 from momatch.networks import registry
 from momatch.networks.configs import UNetConfig, UViTConfig
 from momatch.utils.devices import AUTO
@@ -436,6 +436,11 @@ class DistillConfig:
 
 
 RunConfig = TeacherConfig | DistillConfig
+
+
+def distilled_guidance(student: Model) -> GuidanceConfig:
+    """How its teacher was guided while it was distilled."""
+    return GuidanceConfig(**student.provenance.config.get("guidance", {}))
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:

@@ -221,7 +221,7 @@ def assess(
     judges: dict[tuple[str, str], Judge] = {}
     for candidate in candidates:
         model = candidate.model
-        known = str(model.info.get("pipeline")), str(model.device)  # all that a judge depends on of a model
+        known = str(model.provenance.pipeline), str(model.device)  # all that a judge depends on of a model
         if known not in judges:
             judges[known] = Judge(data, decoder_of(model), model.device, seed)
         judge = judges[known]

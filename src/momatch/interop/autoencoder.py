@@ -93,7 +93,7 @@ def load_autoencoder(pipeline: str | Path) -> Autoencoder | None:
 
 def decoder_of(model: Model) -> Decoder | None:
     """Latents → pictures for a latent model whose pipeline is there; None for all other models."""
-    pipeline = model.info.get("pipeline")
+    pipeline = model.provenance.pipeline
     if not pipeline:
         return None
     autoencoder = load_autoencoder(str(pipeline))

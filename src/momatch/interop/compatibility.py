@@ -48,7 +48,7 @@ def check_fit(model: Model, images: ImageSet) -> None:
 
 def _check_condition(model: Model, images: ImageSet, name: str, wanted: tuple[int, ...]) -> None:
     if name not in images.conditions:
-        text = model.info.get("text_encoder")
+        text = model.provenance.text_encoder
         by = f"--text-encoder {text}" if text else "--teacher PIPELINE"
         raise ConfigError(
             f"the data ({images.name}) come without {name}, which the model must be asked with; make them "
@@ -68,7 +68,7 @@ def _check_condition(model: Model, images: ImageSet, name: str, wanted: tuple[in
 def _check_encoders(model: Model, images: ImageSet) -> None:
     """Latents and embeddings mean something only to a network that grew up with the same encoders."""
     made_by = images.origin.get("pipeline") or images.origin.get("text_encoder")
-    known, pipeline = model.info.get("text_encoder"), model.info.get("pipeline")
+    known, pipeline = model.provenance.text_encoder, model.provenance.pipeline
     if known and made_by and images.conditions and known != images.origin.get("text_encoder"):
         raise ConfigError(
             f"the captions of the data ({images.name}) were encoded by {made_by}, the model was trained on "

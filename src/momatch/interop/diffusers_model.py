@@ -19,6 +19,7 @@ from momatch.diffusion.denoiser import Denoiser
 from momatch.interop import diffusers_scheduler as noise
 from momatch.interop.pipelines import AUTOENCODERS
 from momatch.models.model import Model, ModelError
+from momatch.models.provenance import Provenance
 from momatch.networks.configs import DiffusersConfig
 from momatch.networks.diffusers import FAMILIES, FLUX_GUIDANCE, DiffusersNetwork, library
 from momatch.utils.errors import UsageError
@@ -81,7 +82,7 @@ def load(
         folder: of a pipeline, or of a model.
         null_label: the label of a UNet2DModel that stands for "no class", if it was trained with one.
         size: side of what it makes (pixels, or latents), if not what its config says.
-        pipeline: what to call it in `info`; the folder if None.
+        pipeline: what to call it in the provenance; the folder if None.
 
     Raises:
         UsageError: if something is missing, unknown to momatch, or has to be told.
@@ -116,31 +117,21 @@ def load(
         )
     num_classes, cond_shapes, nulls = _conditions(class_name, found, null_label)
     network = DiffusersConfig(class_name, found, heard.negated)
-    info = _info(folder, scheduler, pipeline)
+    origin = _provenance(folder, scheduler, pipeline)
     denoiser = Denoiser(
         DiffusersNetwork(network, model), heard.prediction, nulls, heard.time, heard.sigma_data, heard.clip
     )
     return Model(
-        denoiser.eval(), network, heard.schedule, shape, STEPS, num_classes, info, cond_shapes=cond_shapes
+        denoiser.eval(), network, heard.schedule, shape, STEPS, num_classes, origin, cond_shapes=cond_shapes
     )
 
 
-def _info(folder: Path, scheduler: dict[str, Any], pipeline: str | None) -> dict[str, Any]:
-    """Where it came from, and how its latents are scaled, if it makes latents."""
+def _provenance(folder: Path, scheduler: dict[str, Any], pipeline: str | None) -> Provenance:
+    """Where it came from, and whether it makes latents."""
     home = _home(folder)
-    info: dict[str, Any] = {
-        "role": "teacher",
-        "pipeline": pipeline or str(home.resolve()),
-        "scheduler": scheduler["_class_name"],
-    }
-    vae = next(filter(None, (_read(home / part / "config.json") for part in AUTOENCODERS)), None)
-    if vae:
-        info["vae"] = {
-            "scaling_factor": vae.get("scaling_factor", 0.18215),  # AutoencoderKL's own default
-            "shift_factor": vae.get("shift_factor") or 0.0,
-            **{key: vae[key] for key in ("latents_mean", "latents_std") if vae.get(key)},
-        }
-    return info
+    latent = any(_read(home / part / "config.json") for part in AUTOENCODERS)
+    name = pipeline or str(home.resolve())
+    return Provenance("teacher", pipeline=name, scheduler=scheduler["_class_name"], latent=latent)
 
 
 def _home(folder: Path) -> Path:

@@ -74,11 +74,23 @@ def load_any(source: str | Path, null_label: int | None = None, size: int | None
     return _from_run(path, "student" if folder.model("student").is_dir() else folder.role)
 
 
+def teacher_of_student(student: Model) -> Model:
+    """The teacher that a student was distilled from, loaded as it was then."""
+    config = student.provenance.config
+    null_label = int(config.get("null_label", -1))
+    return load_teacher(
+        str(student.provenance.teacher),
+        null_label if null_label >= 0 else None,
+        int(config.get("teacher_size", 0)) or None,
+    )
+
+
 def _built(builder: str) -> Model:
     model = custom.call(builder)
     if not isinstance(model, Model):
         raise UsageError(f"{builder} returned {type(model).__name__}; it must return a momatch.Model")
-    return replace(model, network=CustomConfig(builder), info={"role": "teacher", **model.info})
+    origin = replace(model.provenance, role=model.provenance.role or "teacher")
+    return replace(model, network=CustomConfig(builder), provenance=origin)
 
 
 def _own_teacher(source: str | Path) -> Model:

@@ -46,7 +46,7 @@ def text_encoder_of(model: Model) -> TextEncoder | None:
     """
     if TOKENS not in model.cond_shapes:
         return None
-    name, pipeline = model.info.get("text_encoder"), model.info.get("pipeline")
+    name, pipeline = model.provenance.text_encoder, model.provenance.pipeline
     if name in (TEXT_ENCODER, WHOLE):
         return SentenceEncoder(name)
     if name is None and pipeline:
@@ -127,8 +127,8 @@ class PipelineEncoder:
     def __init__(self, pipeline: str, model: Model):
         device = model.device
         self._pipeline = pipelines.load_encoders(pipeline, str(device))
-        factor = 8 if "vae" in model.info else 1
-        self._image_size = int(model.info.get("image_size", model.sample_shape[-1] * factor))
+        factor = 8 if model.provenance.latent else 1
+        self._image_size = model.sample_shape[-1] * factor
 
     def encode(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """B texts → (B, …) for each condition, by diffusers' names."""

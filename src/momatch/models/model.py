@@ -26,6 +26,8 @@ from momatch.diffusion import conventions, process, schedules
 from momatch.diffusion.denoiser import Cond, Denoiser
 from momatch.diffusion.sampling import ancestral
 from momatch.diffusion.schedules import NoiseSchedule
+from momatch.models import provenance
+from momatch.models.provenance import Provenance
 from momatch.networks import registry
 from momatch.networks.lora import AdaptedNetwork
 from momatch.utils.errors import UsageError
@@ -55,7 +57,7 @@ class Model:
         sample_shape: shape of one sample, e.g. (1, 8, 8).
         steps: network calls that `sample` makes unless told otherwise.
         num_classes: labels it can be asked for; 0 if it takes none.
-        info: where it came from: role ("teacher" or "student"), recipe, data, seed, …; JSON types only.
+        provenance: where it came from; may be given as a dictionary, as in model.json's "info".
         folder: where it was loaded from, or None.
         cond_shapes: shape of one sample's part of each entry of cond, other than label, e.g.
             {"encoder_hidden_states": (-1, 768)}; −1 where any length will do.
@@ -67,9 +69,24 @@ class Model:
     sample_shape: tuple[int, ...]
     steps: int
     num_classes: int = 0
-    info: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance = Provenance()
     folder: Path | None = None
     cond_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """A provenance given as a dictionary becomes a record."""
+        if isinstance(self.provenance, Mapping):
+            object.__setattr__(self, "provenance", provenance.from_json(self.provenance))
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The provenance in JSON types."""
+        return self.provenance.to_json()
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it was distilled: its guidance is inside, and it samples in at most 16 steps."""
+        return self.provenance.role == "student"
 
     def __repr__(self) -> str:
         """One line instead of all weights."""
@@ -150,7 +167,7 @@ class Model:
             raise UsageError(f"the seed must lie in 0 … {MAX_SEED - 1}, got {seed}")
         if steps < 1:
             raise UsageError(f"steps must be at least 1, got {steps}")
-        if self.info.get("role") == "student" and steps > MAX_STUDENT_STEPS:
+        if self.is_student and steps > MAX_STUDENT_STEPS:
             raise UsageError(
                 f"steps must be 1 to {MAX_STUDENT_STEPS} for a student, got {steps}; "
                 f"this one was trained for {self.steps}"
@@ -293,7 +310,8 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
         float(description.get("sigma_data", process.SIGMA_DATA)),
         description.get("clip"),
     )
-    kind = Student if description["info"].get("role") == "student" else Model
+    known = provenance.from_json(description["info"])
+    kind = Student if known.role == "student" else Model
     return kind(
         denoiser=denoiser.eval(),
         network=config,
@@ -302,6 +320,6 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
         steps=operator.index(description["steps"]),
         num_classes=num_classes,
         cond_shapes={k: tuple(v) for k, v in description.get("cond_shapes", {}).items()},
-        info=description["info"],
+        provenance=known,
         folder=directory,
     )

@@ -31,6 +31,7 @@ from momatch.methods.instant import estimate_second_moments
 from momatch.methods.transition import Transition
 from momatch.methods.warm_start import WarmStart
 from momatch.models.model import SECOND_MOMENTS, Model, Student
+from momatch.models.provenance import Inputs, Provenance
 from momatch.networks import registry
 from momatch.networks.configs import UViTConfig
 from momatch.networks.lora import AdaptedNetwork, share
@@ -57,7 +58,7 @@ def distillation(
     if config.guidance.scale:
         fit.check_null_condition(teacher, data.train, config.guidance.scale)
     path = _path(directory)
-    inputs = {"teacher": teacher.fingerprint(), "data": data.train.fingerprint()}
+    inputs = Inputs(teacher.fingerprint(), data.train.fingerprint())
     images = reference = data.train
     if config.stopping.active:
         parts = stratified_split(data.train, config.stopping.held_back, config.train.seed)
@@ -76,15 +77,17 @@ def distillation(
     if config.ema.decay:
         method = Averaged(method, config.ema.decay)
         shown = method.denoiser
-    info = {
-        "role": "student",
-        "teacher": config.teacher,
-        "data": config.data,
-        "config": to_json(config),
-        "inputs": inputs,
-        **_encoders(data.train, teacher),
-        **({"vae": teacher.info["vae"]} if "vae" in teacher.info else {}),
-    }
+    pipeline, text_encoder = _encoders(data.train, teacher)
+    origin = Provenance(
+        "student",
+        teacher=config.teacher,
+        data=config.data,
+        config=to_json(config),
+        inputs=inputs,
+        pipeline=pipeline,
+        text_encoder=text_encoder,
+        latent=teacher.provenance.latent,
+    )
     model = Student(
         shown,
         network,
@@ -92,7 +95,7 @@ def distillation(
         teacher.sample_shape,
         config.steps,
         teacher.num_classes,
-        info,
+        origin,
         cond_shapes=teacher.cond_shapes,
     )
     size = config.train.batch_size * config.method.minibatches
@@ -169,7 +172,7 @@ def _method(
     data: ImageSet,
     config: DistillConfig,
     directory: Path | None,
-    inputs: dict[str, str],
+    inputs: Inputs,
 ) -> Method:
     """The algorithm that the config names, on these networks and data."""
     guided = config.guidance.apply(teacher.denoiser)
@@ -212,7 +215,7 @@ def _second_moments(
     config: DistillConfig,
     steps: int,
     directory: Path | None,
-    inputs: dict[str, str],
+    inputs: Inputs,
 ) -> dict[str, Tensor]:
     """v̂ for Λ: the run's own if it has been estimated, an estimate if one is asked for, or the teacher's.
 
@@ -285,9 +288,16 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         config.weighting.build_density(schedule),
         config.cond_dropout,
     )
-    inputs = {"data": images.fingerprint()}
-    info = {"role": "teacher", "data": config.data, "config": to_json(config), "inputs": inputs}
-    info |= _encoders(images)
+    inputs = Inputs(data=images.fingerprint())
+    pipeline, text_encoder = _encoders(images)
+    origin = Provenance(
+        "teacher",
+        data=config.data,
+        config=to_json(config),
+        inputs=inputs,
+        pipeline=pipeline,
+        text_encoder=text_encoder,
+    )
     shapes = {name: (-1, *rows.shape[2:]) for name, rows in conditions.items()}
     model = Model(
         denoiser,
@@ -296,7 +306,7 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         shape,
         config.sampling_steps,
         num_classes,
-        info,
+        origin,
         cond_shapes=shapes,
     )
     batches = _batches(images, model, config.train.seed, config.train.batch_size)
@@ -329,13 +339,13 @@ def distill(
     return student
 
 
-def _encoders(images: ImageSet, teacher: Model | None = None) -> dict[str, str]:
-    """Whose autoencoder makes pictures of a model's samples, and what encodes its prompts: for its info."""
-    known = teacher.info if teacher else {}
+def _encoders(images: ImageSet, teacher: Model | None = None) -> tuple[str | None, str | None]:
+    """Pipeline whose autoencoder makes images of a model's samples, and text encoder of its prompts."""
+    known = teacher.provenance if teacher else Provenance()
     encoded = images.space == "latents" or images.conditions
-    pipeline = known.get("pipeline") or (images.origin.get("pipeline") if encoded else None)
-    text = known.get("text_encoder") or (None if pipeline else images.origin.get("text_encoder"))
-    return {k: str(v) for k, v in (("pipeline", pipeline), ("text_encoder", text)) if v}
+    pipeline = known.pipeline or (images.origin.get("pipeline") if encoded else None)
+    text = known.text_encoder or (None if pipeline else images.origin.get("text_encoder"))
+    return pipeline, text
 
 
 def _path(directory: str | Path | None) -> Path | None:

@@ -84,9 +84,7 @@ class Monitor:
         self.data_mean, self.data_std = float(images.mean()), float(images.std())
         self.data_saturation = float(saturation(images))
         self.cond = fixed_cond(model, data, num_samples, data.num_classes)
-        self.steps = (
-            model.steps if model.info.get("role") == "student" else min(model.steps, TEACHER_LOOK_STEPS)
-        )
+        self.steps = model.steps if model.is_student else min(model.steps, TEACHER_LOOK_STEPS)
         self.best = float("inf")
 
     @cached_property

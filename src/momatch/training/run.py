@@ -27,6 +27,7 @@ from momatch.interop.autoencoder import decoder_of
 from momatch.interop.lora_files import merged, save_adapter
 from momatch.methods.base import Method
 from momatch.models.model import Model
+from momatch.models.provenance import Inputs
 from momatch.training import checkpoint
 from momatch.training.batches import Batches
 from momatch.training.loop import Record, train
@@ -80,7 +81,7 @@ class Run:
     directory: Path | None
     reference: ImageSet
     best: Best
-    inputs: dict[str, str]
+    inputs: Inputs
 
     def __iter__(self) -> Iterator[Event]:
         """As `events`."""
@@ -247,13 +248,13 @@ def _row(record: Record) -> Row:
     return dict(step=record.step, images_seen=record.images_seen, seconds=record.seconds)
 
 
-def claim(directory: Path, config: RunConfig, inputs: dict[str, str] | None = None) -> None:
+def claim(directory: Path, config: RunConfig, inputs: Inputs | None = None) -> None:
     """Make `directory` the run folder of this config and these inputs; a folder that is so already is fine.
 
     Raises:
         ConfigError: if it belongs to a run of another config, or cannot be written.
     """
-    folder, wanted = RunFolder(directory), {**to_json(config), "inputs": inputs or {}}
+    folder, wanted = RunFolder(directory), {**to_json(config), "inputs": (inputs or Inputs()).to_json()}
     if folder.exists:
         changed = _changed(folder, config, wanted)
         if changed and folder.begun:

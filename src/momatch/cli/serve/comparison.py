@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from momatch.cli.evaluate import distilled_guidance, teacher_of_student
 from momatch.cli.sample import grid_columns
-from momatch.config.schema import GuidanceConfig
+from momatch.config.schema import GuidanceConfig, distilled_guidance
 from momatch.diffusion.denoiser import Cond
 from momatch.evaluation.report.plots import image_grid
 from momatch.interop.autoencoder import decoder_of, to_pictures
 from momatch.interop.compatibility import with_null_condition
+from momatch.interop.load import teacher_of_student
 from momatch.models.model import Model
 from momatch.utils.errors import RunError, UsageError
 
@@ -109,7 +109,7 @@ class Choice:
     @property
     def is_student(self) -> bool:
         """Whether there is a teacher to compare with."""
-        return self.model.info.get("role") == "student"
+        return self.model.is_student
 
     @property
     def can_be_guided(self) -> bool:
@@ -158,11 +158,11 @@ class Choice:
             if not self.is_student:
                 raise UsageError(f"{self.name} is no student, so it has no teacher to compare with")
             found = teacher_of_student(self.model)
-            known = self.model.info.get("inputs", {}).get("teacher")
+            known = self.model.provenance.inputs.teacher
             if known not in (None, found.fingerprint()):
                 raise UsageError(
-                    f"{self.model.info['teacher']} is not the teacher that {self.name} was distilled from; "
-                    "put that one back there, or leave the teacher out"
+                    f"{self.model.provenance.teacher} is not the teacher that {self.name} was distilled "
+                    "from; put that one back there, or leave the teacher out"
                 )
             found = with_null_condition(found, self.model.denoiser.null_values)
             self._teacher = found.to(self.model.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,11 @@ def render(
     """
     from jinja2 import Environment, StrictUndefined
 
-    config = model.info.get("config", {})
+    origin = model.provenance
+    config = origin.config
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     from_diffusers = isinstance(model.network, DiffusersConfig)
-    source = str((from_diffusers and model.info.get("pipeline")) or model.info.get("teacher", "unknown"))
+    source = (from_diffusers and origin.pipeline) or origin.teacher or "unknown"
     text = _text(model) if pipeline_class == OURS else None
     return environment.from_string(TEMPLATE.read_text()).render(
         name=name,
@@ -67,7 +69,7 @@ def render(
         shape=model.sample_shape,
         teacher=_short(source),
         base_model=source if from_diffusers and re.fullmatch(r"[\w.-]+/[\w.-]+", source) else None,
-        data=_short(str(model.info.get("data", "unknown"))),
+        data=_short(origin.data or "unknown"),
         method=_method(config),
         guidance=config.get("guidance", {}).get("scale", 0.0),
         licence=licence or _licence(pipeline) or "unknown",
@@ -75,13 +77,13 @@ def render(
         reasons=REASONS,
         text=text,
         call=_own_call(model, decodes) if pipeline_class == OURS else CALLS.get(pipeline_class, TEXT_CALL),
-        latent=bool(model.info.get("vae")) or decodes,
+        latent=origin.latent or decodes,
         rows=_rows(run),
         version=__version__,
     )
 
 
-def _method(config: dict[str, Any]) -> str:
+def _method(config: Mapping[str, Any]) -> str:
     """Its name; configs of earlier versions hold nothing else."""
     found = config.get("method", "unknown")
     return str(found.get("name") if isinstance(found, dict) else found)
@@ -112,8 +114,8 @@ def _text(model: Model) -> dict[str, Any] | None:
         "shape": (min(model.num_classes, 4) or 4, EXAMPLE_LENGTH if length == -1 else length, width),
         "width": width,
         "masked": MASK in model.cond_shapes,
-        "encoder": _short(str(model.info.get("text_encoder") or model.info.get("pipeline") or "")),
-        "ours": model.info.get("text_encoder") in (TEXT_ENCODER, WHOLE),
+        "encoder": _short(model.provenance.encoder or ""),
+        "ours": model.provenance.text_encoder in (TEXT_ENCODER, WHOLE),
         "null": TOKENS in model.denoiser.null_values,
     }
 

@@ -114,7 +114,7 @@ def _former(path: Path) -> set[str]:
 
 def pipeline_folder(model: Model) -> Path | None:
     """The folder of the teacher's pipeline, fetched if it came from the hub; None if it had none."""
-    source = model.info.get("pipeline")
+    source = model.provenance.pipeline
     if source is None:
         return None
     path = Path(source)

@@ -120,7 +120,7 @@ def sampler(model: Model) -> dict[str, Any]:
         "num_classes": model.num_classes,
         "conditions": {name: list(shape) for name, shape in model.cond_shapes.items()},
         "null_values": nulls,
-        "text_encoder": model.info.get("text_encoder") or model.info.get("pipeline"),
+        "text_encoder": model.provenance.encoder,
         "logsnr": logsnr[:-1].tolist(),
         "time": model.denoiser.time.to_time(logsnr[:-1]).tolist(),
         "between": steps,

@@ -1,0 +1,85 @@
+"""Where a model came from: what it was made of, and what belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+Role = Literal["teacher", "student"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Fingerprints of what a run started from; None where that is not known.
+
+    Attributes:
+        teacher: of the teacher's weights.
+        data: of the training data.
+    """
+
+    teacher: str | None = None
+    data: str | None = None
+
+    def to_json(self) -> dict[str, str]:
+        """What is known."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a model says of its origin; None where it does not say.
+
+    Attributes:
+        role: "teacher" or "student".
+        teacher: of a student: as the run's config named its teacher.
+        data: as the run's config named its data.
+        config: all settings of the run, as its config.json; empty for a model from elsewhere.
+        inputs: fingerprints.
+        pipeline: folder or name of the diffusers pipeline whose autoencoder and text encoders it uses.
+        scheduler: class of that pipeline's scheduler.
+        text_encoder: name of a text encoder that momatch knows.
+        latent: whether its samples are latents of an autoencoder.
+    """
+
+    role: Role | None = None
+    teacher: str | None = None
+    data: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Inputs = Inputs()
+    pipeline: str | None = None
+    scheduler: str | None = None
+    text_encoder: str | None = None
+    latent: bool = False
+
+    @property
+    def encoder(self) -> str | None:
+        """What encodes its prompts: a text encoder by name, or a pipeline."""
+        return self.text_encoder or self.pipeline
+
+    def to_json(self) -> dict[str, Any]:
+        """What is known, in JSON types."""
+        found = {**asdict(self), "config": dict(self.config), "inputs": self.inputs.to_json()}
+        return {name: value for name, value in found.items() if value}
+
+
+def from_json(given: Mapping[str, Any]) -> Provenance:
+    """The inverse of `to_json`. Entries that other versions or programs have added are passed over.
+
+    Raises:
+        ValueError: if an entry has the wrong type.
+    """
+    known: dict[str, Any] = {each.name: given[each.name] for each in fields(Provenance) if each.name in given}
+    known["latent"] = bool(given.get("latent") or given.get("vae"))  # once a note of the autoencoder's scale
+    inputs, config, role = known.pop("inputs", None) or {}, known.get("config", {}), known.get("role")
+    for name, value in (("inputs", inputs), ("config", config)):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"info.{name} is {value!r}, not an object")
+    if role is not None and role not in get_args(Role):
+        raise ValueError(f"info.role is {role!r}, neither teacher nor student")
+    prints = {each.name: inputs.get(each.name) for each in fields(Inputs)}
+    texts = {key: known.get(key) for key in ("teacher", "data", "pipeline", "scheduler", "text_encoder")}
+    for name, value in (*texts.items(), *prints.items()):
+        if not isinstance(value, str | None):
+            raise ValueError(f"info.{name} is {value!r}, not a text")
+    return Provenance(**known, inputs=Inputs(**prints))
