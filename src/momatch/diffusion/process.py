@@ -125,7 +125,16 @@ class GaussianProcess(Process):
         """z_t = α_t x + σ_t ε."""
         return diffuse(x, logsnr, _normal(x, generator))
 
-    posterior_sample = staticmethod(sample_posterior)
+    def posterior_sample(
+        self,
+        z_t: Tensor,
+        x: Tensor,
+        logsnr_s: Tensor,
+        logsnr_t: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """z_s ~ N(mean, variance)."""
+        return sample_posterior(z_t, x, logsnr_s, logsnr_t, generator)
 
     def stepper(self, logsnr: Tensor, eta: float) -> Step:
         """z_s = a z_t + b x + c ε, with numbers that are computed once, in logsnr's precision."""

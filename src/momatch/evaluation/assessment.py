@@ -42,6 +42,7 @@ def assess(
     num_samples: int,
     seed: int,
     watch: Watch | None = None,
+    batch_size: int | None = None,
 ) -> Iterator[Row]:
     """Measure every candidate at every step count; with a folder, keep rows and pictures there as they come.
 
@@ -55,6 +56,7 @@ def assess(
         num_samples: samples for each row.
         seed: of samples and resampling.
         watch: passes samples on as they are pulled: (samples, title of the row, how many); for progress.
+        batch_size: samples that a network is given at a time; see `Model.sample`.
 
     Yields:
         One row at a time.
@@ -63,11 +65,20 @@ def assess(
         for steps in candidate.steps:
             title = f"{candidate.name}, {count_of(steps, 'step')}"
             watched = (lambda pairs, title=title: watch(pairs, title, num_samples)) if watch else iter
-            row = evaluate_at(candidate.model, candidate.name, data, steps, num_samples, seed, watch=watched)
+            row = evaluate_at(
+                candidate.model,
+                candidate.name,
+                data,
+                steps,
+                num_samples,
+                seed,
+                watch=watched,
+                batch_size=batch_size,
+            )
             if directory:
                 _keep(directory / "evaluation.json", row, data.train.name)
                 path = directory / "samples" / f"final-{row.name}-{steps}.png"
-                _draw(path, candidate.model, steps, seed, data.heldout)
+                _draw(path, candidate.model, steps, seed, data.heldout, batch_size)
             yield row
 
 
@@ -96,8 +107,9 @@ def _comparable(old: Row, new: Row) -> bool:
     return circumstances(old) == circumstances(new)
 
 
-def _draw(path: Path, model: Model, steps: int, seed: int, data: ImageSet) -> None:
+def _draw(path: Path, model: Model, steps: int, seed: int, data: ImageSet, batch_size: int | None) -> None:
     path.parent.mkdir(exist_ok=True)
-    samples = model.sample(GRID_SAMPLES, steps, fixed_cond(model, data, GRID_SAMPLES), seed).cpu()
+    cond = fixed_cond(model, data, GRID_SAMPLES)
+    samples = model.sample(GRID_SAMPLES, steps, cond, seed, batch_size=batch_size).cpu()
     images = to_pictures(samples, decoder_of(model))
     save_png(image_grid(images, GRID_COLUMNS), path)

@@ -68,6 +68,7 @@ def evaluate_at(
     seed: int = 0,
     resamples: int = 200,
     watch: Callable[[Iterable[Pair]], Iterable[Pair]] = iter,
+    batch_size: int | None = None,
 ) -> Row:
     """Sample `num_samples` pictures in `steps` network calls each; measure them against the held-out ones.
 
@@ -87,7 +88,8 @@ def evaluate_at(
     def samples() -> Iterator[Pair]:
         nonlocal seconds
         done = 0
-        chunks = model.sample_chunks(num_samples, steps, cond, seed + SAMPLE_SEED_OFFSET)
+        noise_seed = seed + SAMPLE_SEED_OFFSET
+        chunks = model.sample_chunks(num_samples, steps, cond, noise_seed, batch_size=batch_size)
         while True:
             start = time.monotonic()
             made = next(chunks, None)
