@@ -32,11 +32,11 @@ import momatch
 from momatch.config.schema import DistillConfig
 from momatch.data.digits import load_digits
 from momatch.evaluation import builtin
+from momatch.evaluation.evaluate import SAMPLE_SEED_OFFSET
 from momatch.evaluation.features import PixelFeatures, extract
 from momatch.evaluation.frechet import frechet_bootstrap, frechet_distance
 from momatch.evaluation.metrics import evaluate
 from momatch.evaluation.statistics import FeatureStatistics
-from momatch.evaluation.sweep import SAMPLE_SEED_OFFSET
 from momatch.models.model import Model
 from momatch.training.build import distill
 from momatch.training.checkpoint import save_tensors

@@ -56,7 +56,7 @@ def allocated(config: DistillConfig) -> int:
     held = itertools.accumulate(e.nbytes() for e in events)  # type: ignore (missing from torch's stubs)
     peak = max(size for size, event in zip(held, events, strict=True) if event.start_ns() >= begun)
     weights = planning.network_cost("teacher", teacher.denoiser, False).weights
-    return peak + weights * (2 if config.method == "instant" else 1)  # θ, and Λ, were there before
+    return peak + weights * (2 if config.method.name == "instant" else 1)  # θ, and Λ, were there before
 
 
 def measure(name: str, batch_size: int) -> dict[str, Any]:

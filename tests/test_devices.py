@@ -11,11 +11,11 @@ import torch
 
 import momatch
 from momatch import cli
+from momatch.config import AlternatingConfig, InstantConfig
 from momatch.config.schema import (
     AdapterConfig,
     DistillConfig,
     GuidanceConfig,
-    InstantConfig,
     MonitorConfig,
     StoppingConfig,
     TeacherConfig,
@@ -24,8 +24,8 @@ from momatch.config.schema import (
 from momatch.data.paraphrases import Wordings
 from momatch.diffusion.denoiser import Guided, Thresholded
 from momatch.evaluation.efficientnet import EfficientNetFeatures
+from momatch.evaluation.evaluate import evaluate_at
 from momatch.evaluation.features import extract
-from momatch.evaluation.sweep import evaluate_at
 from momatch.methods.jvp import difference_product, forward_product
 from momatch.models.model import Model, load_model
 from momatch.training import batches
@@ -40,17 +40,19 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
 CONFIG = DistillConfig(
     steps=2,
-    instant=InstantConfig(lambda_steps=2),
     train=TrainConfig(num_steps=4, batch_size=4, log_every=1, checkpoint_every=2),
     monitor=MonitorConfig(every=2, num_samples=100),
 )
 CONFIGS = [
     CONFIG,
-    replace(CONFIG, method="instant"),
+    replace(CONFIG, method=InstantConfig(lambda_steps=2)),
+    replace(CONFIG, method=InstantConfig(lambda_steps=2, product="difference", centre=True)),
     replace(
-        CONFIG, method="instant", instant=InstantConfig(lambda_steps=2, product="difference", centre=True)
+        CONFIG,
+        method=AlternatingConfig("joint"),
+        source="rollout",
+        guidance=GuidanceConfig(1.0, -5, 5, "dynamic"),
     ),
-    replace(CONFIG, update="joint", source="rollout", guidance=GuidanceConfig(1.0, -5, 5, "dynamic")),
     replace(CONFIG, guidance=GuidanceConfig(1.0, clip="static"), student_dropout=0.3),
     replace(CONFIG, adapter=AdapterConfig(rank=2), stopping=StoppingConfig(patience=9, held_back=0.5)),
 ]
@@ -212,7 +214,9 @@ def test_a_teacher_is_trained_there(device, data, tmp_path):
     assert len(list(run)) == 3
     assert run.finish().device.type == device
     found = momatch.load_teacher(tmp_path)
-    student = momatch.distill(found, data, replace(CONFIG, method="instant", device=device))
+    student = momatch.distill(
+        found, data, replace(CONFIG, method=InstantConfig(lambda_steps=2), device=device)
+    )
     assert student.device.type == found.device.type == device
     measured = plan(replace(CONFIG, device=device), found, data, probe_seconds=0.1)
     assert measured.device.partition(":")[0] == device and measured.seconds_per_step > 0
@@ -271,7 +275,7 @@ def test_half_precision_is_the_networks_alone_and_of_training_alone(device, data
 def test_another_precision_is_refused(data):
     with pytest.raises(ConfigError, match='device is cpu; give its name, such as "cuda:0"'):
         distillation(make_teacher(), data, replace(CONFIG, device=torch.device("cpu")))  # pyright: ignore
-    with pytest.raises(ConfigError, match="precision is float16; use float32 or bfloat16"):
+    with pytest.raises(ConfigError, match="precision is 'float16'; use float32 or bfloat16"):
         distillation(make_teacher(), data, replace(CONFIG, precision="float16"))  # pyright: ignore
 
 

@@ -14,13 +14,12 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 
+from momatch.config import AlternatingConfig, InstantConfig
 from momatch.config import files as config_files
-from momatch.config import validation
 from momatch.config.recipes import RECIPES, recipe
 from momatch.config.schema import (
     DistillConfig,
     GuidanceConfig,
-    InstantConfig,
     MonitorConfig,
     ScheduleConfig,
     StoppingConfig,
@@ -43,8 +42,7 @@ from momatch.utils.errors import ConfigError, UsageError
 from tiny_models import UNET, UVIT, make_teacher, random_pictures
 
 CONFIG = DistillConfig(
-    method="instant",
-    instant=InstantConfig(lambda_steps=3),
+    method=InstantConfig(lambda_steps=3),
     train=TrainConfig(num_steps=6, batch_size=4, log_every=1, checkpoint_every=2),
     monitor=MonitorConfig(every=0),
 )
@@ -63,10 +61,10 @@ def weights(run) -> torch.Tensor:
     "config",
     [
         CONFIG,
-        replace(CONFIG, instant=InstantConfig(lambda_steps=3, product="difference", centre=True)),
+        replace(CONFIG, method=InstantConfig(lambda_steps=3, product="difference", centre=True)),
         replace(CONFIG, guidance=GuidanceConfig(1.0, -5, 5, "dynamic"), steps=2),
         replace(CONFIG, method="alternating", posterior="fresh", student_dropout=0.3),
-        replace(CONFIG, method="alternating", update="joint", source="rollout", steps=3),
+        replace(CONFIG, method=AlternatingConfig("joint"), source="rollout", steps=3),
         replace(
             CONFIG, method="alternating", warm_start_steps=3, schedule=ScheduleConfig("cosine", shift=-1.0)
         ),
@@ -129,10 +127,7 @@ def test_a_guided_teacher_is_matched_where_guidance_acts(data):
 @pytest.mark.parametrize(
     "changes, says",
     [
-        (dict(instant=InstantConfig()), "lambda_steps to 300"),
-        (dict(guidance=GuidanceConfig(1.0, 3, -3)), "below guidance.logsnr_max"),
-        (dict(guidance=GuidanceConfig(-1.0)), "guidance.scale is -1"),
-        (dict(update="joint"), "method=instant"),
+        (dict(method=InstantConfig()), "lambda_steps to 300"),
         (dict(warm_start_steps=6), "below train.num_steps"),
         (dict(student_dropout=1.0), "student_dropout is 1"),
         (dict(stopping=StoppingConfig(patience=3)), "looks at the samples"),
@@ -140,12 +135,19 @@ def test_a_guided_teacher_is_matched_where_guidance_acts(data):
             dict(method="alternating", stopping=StoppingConfig(within_noise=2.0), monitor=MonitorConfig(2)),
             "needs method=instant",
         ),
-        (dict(instant=InstantConfig(centre=True), source="rollout"), "instant.centre needs source=data"),
+        (dict(method=InstantConfig(centre=True), source="rollout"), "method.centre needs source=data"),
     ],
 )
 def test_impossible_combinations_are_refused_in_a_sentence(changes, says, data):
     with pytest.raises(ConfigError, match=says):
         distillation(make_teacher(), data, replace(CONFIG, **changes))
+
+
+def test_impossible_guidance_is_refused_when_it_is_made():
+    with pytest.raises(ConfigError, match="below guidance.logsnr_max"):
+        GuidanceConfig(1.0, 3, -3)
+    with pytest.raises(ConfigError, match="guidance.scale is -1"):
+        GuidanceConfig(-1.0)
 
 
 def test_guidance_needs_a_null_condition_and_forward_mode_a_network_that_has_it(data):
@@ -173,8 +175,8 @@ def test_guidance_needs_a_null_condition_and_forward_mode_a_network_that_has_it(
 
     teacher = make_teacher()
     teacher.denoiser.network = Wrapped(teacher.denoiser.network)
-    with pytest.raises(UsageError, match="instant.product=difference"):
-        distillation(teacher, data, replace(CONFIG, instant=InstantConfig("forward", 1)))
+    with pytest.raises(UsageError, match="method.product=difference"):
+        distillation(teacher, data, replace(CONFIG, method=InstantConfig("forward", 1)))
 
 
 def test_second_moments_are_estimated_once_kept_with_the_run_and_checked(data, tmp_path):
@@ -301,7 +303,8 @@ def test_an_instant_step_holds_one_graph_at_a_time(data):
     """The teacher's graph is gone when the student's is made: the peak is one network's."""
     peaks = {}
     for method, steps in (("instant", (0,)), ("alternating", (0, 1))):
-        config = replace(CONFIG, method=method, train=TrainConfig(num_steps=6, batch_size=32))
+        chosen = CONFIG.method if method == "instant" else method
+        config = replace(CONFIG, method=chosen, train=TrainConfig(num_steps=6, batch_size=32))
         teacher = make_teacher()
         run = distillation(teacher, data, config)
         networks = {"teacher": teacher.denoiser, **run.method.trainable}
@@ -323,7 +326,11 @@ def test_batches_of_an_instant_run_hold_two_minibatches(data):
 
 def test_configs_with_every_option_survive_json():
     config = replace(
-        CONFIG, guidance=GuidanceConfig(1.5), stopping=StoppingConfig(patience=2), posterior="fresh"
+        CONFIG,
+        guidance=GuidanceConfig(1.5),
+        stopping=StoppingConfig(patience=2),
+        monitor=MonitorConfig(2),
+        posterior="fresh",
     )
     assert config_files.from_json(to_json(config), DistillConfig) == config
 
@@ -334,7 +341,6 @@ IMAGENET = [name for name in RECIPES if name.startswith("imagenet")]
 @pytest.mark.parametrize("name", IMAGENET)
 def test_the_paper_s_recipes_are_the_size_they_say_and_are_planned_from_shapes(name):
     config = recipe(name)
-    validation.check(config)
     resolution = 64 if "64" in name else 128
     teacher = recipe(f"imagenet{resolution}-teacher")
     found = planning.outline(config, teacher)
@@ -348,7 +354,7 @@ def test_the_paper_s_recipes_are_the_size_they_say_and_are_planned_from_shapes(n
 
 def test_an_outline_agrees_with_a_plan_that_is_measured(data):
     """The same small network both ways: parameters, memory and activations."""
-    config = replace(CONFIG, method="alternating", instant=InstantConfig())
+    config = replace(CONFIG, method="alternating")
     measured = planning.plan(config, make_teacher(UVIT), data, probe_seconds=0)
     outlined = planning.outline(config, TeacherConfig(network=UVIT, image_size=8))
     assert outlined.networks == measured.networks

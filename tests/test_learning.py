@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import momatch
+from momatch.config import AlternatingConfig
 from momatch.evaluation.builtin import digits_classifier
 from momatch.evaluation.features import extract
 from momatch.evaluation.frechet import frechet_distance
@@ -41,7 +42,7 @@ def test_a_short_distillation_halves_the_distance_at_two_steps(update, heldout):
     num_steps = pairs if update == "joint" else 2 * pairs
     config = dataclasses.replace(
         config,
-        update=update,
+        method=AlternatingConfig(update),
         train=dataclasses.replace(config.train, num_steps=num_steps),
         optim=dataclasses.replace(config.optim, warmup_steps=num_steps // 10),
         monitor=dataclasses.replace(config.monitor, every=0),

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from momatch.config import AlternatingConfig, InstantConfig
 from momatch.config import files as config_files
 from momatch.config.schema import (
     AdapterConfig,
     DistillConfig,
     GuidanceConfig,
-    InstantConfig,
     MonitorConfig,
     OptimConfig,
     ScheduleConfig,
@@ -70,10 +70,10 @@ TEXT = DiffusersConfig(
 ADAPTER = AdapterConfig(rank=2, alpha=3.0)
 CONFIG = DistillConfig(
     adapter=ADAPTER,
-    instant=InstantConfig(lambda_steps=2),
     train=TrainConfig(num_steps=6, batch_size=4, log_every=1, checkpoint_every=2),
     monitor=MonitorConfig(every=0),
 )
+METHODS = {"alternating": AlternatingConfig(), "instant": InstantConfig(lambda_steps=2)}
 LOGSNR = torch.tensor([-8.0, -1.0, 2.0])
 
 
@@ -165,7 +165,7 @@ def test_an_adapter_starts_as_nothing_adds_ba_and_merges(network):
 @pytest.mark.parametrize("guided", [False, True])
 def test_the_gradient_of_b_is_the_whole_network_s_times_a(method, guided, data):
     """∂L/∂B = (alpha / rank) ∂L/∂W Aᵀ with the gradient of a whole student on the same draws."""
-    config = replace(CONFIG, method=method, guidance=GuidanceConfig(1.0 if guided else 0.0))
+    config = replace(CONFIG, method=METHODS[method], guidance=GuidanceConfig(1.0 if guided else 0.0))
     full = run_of(replace(config, adapter=AdapterConfig()), data)
     whole_auxiliary = replace(ADAPTER, auxiliary="full" if method == "alternating" else "adapter")
     run = run_of(replace(config, adapter=whole_auxiliary), data)
@@ -184,7 +184,7 @@ def test_the_gradient_of_b_is_the_whole_network_s_times_a(method, guided, data):
 
 
 def test_each_loss_reaches_every_weight_of_its_own_adapter_and_nothing_else(data):
-    run = run_of(replace(CONFIG, update="joint"), data)
+    run = run_of(replace(CONFIG, method=AlternatingConfig("joint")), data)
     roles = dict(run.method.trainable)
     frozen = {id(p) for p in run.method.teacher.parameters()}
     assert not frozen & {id(p) for role in roles.values() for p in role.parameters()}
@@ -200,7 +200,7 @@ def test_each_loss_reaches_every_weight_of_its_own_adapter_and_nothing_else(data
 
 
 def test_two_steps_teach_b_then_a(data):
-    run = run_of(replace(CONFIG, method="instant"), data)
+    run = run_of(replace(CONFIG, method=METHODS["instant"]), data)
     start = {k: p.detach().clone() for k, p in run.model.denoiser.named_parameters()}
     moved = []
     for event in run:
@@ -214,12 +214,12 @@ def test_two_steps_teach_b_then_a(data):
 
 OPTIONS = {
     "alternating": {},
-    "joint": dict(update="joint", source="rollout", steps=3),
+    "joint": dict(method=AlternatingConfig("joint"), source="rollout", steps=3),
     "full auxiliary": dict(adapter=replace(ADAPTER, auxiliary="full")),
     "dropout": dict(student_dropout=0.3, adapter=replace(ADAPTER, dropout=0.2)),
     "targets": dict(adapter=replace(ADAPTER, targets=("qkv", ".*conv1"))),
-    "instant": dict(method="instant", instant=InstantConfig(lambda_steps=2, product="forward")),
-    "difference": dict(method="instant", instant=InstantConfig("difference", 2, centre=True)),
+    "instant": dict(method=InstantConfig(lambda_steps=2, product="forward")),
+    "difference": dict(method=InstantConfig("difference", 2, centre=True)),
     "guided": dict(guidance=GuidanceConfig(1.0, -5, 5, "dynamic"), steps=2),
     "warm start": dict(warm_start_steps=3, schedule=ScheduleConfig("cosine", shift=-1.0)),
 }
@@ -266,7 +266,7 @@ def test_every_option_resumes_bit_for_bit_and_leaves_the_teacher_alone(option, d
 
 @pytest.mark.parametrize("method", ["alternating", "instant"])
 def test_a_network_of_diffusers_is_distilled_too(method, data, tmp_path):
-    run = run_of(replace(CONFIG, method=method), data, tmp_path, DIFFUSERS)
+    run = run_of(replace(CONFIG, method=METHODS[method]), data, tmp_path, DIFFUSERS)
     list(run)
     run.finish()
     torch.testing.assert_close(
@@ -466,11 +466,6 @@ def test_targets_are_ends_of_names_or_expressions():
 @pytest.mark.parametrize(
     "changes, says",
     [
-        (dict(adapter=AdapterConfig(rank=-1)), "adapter.rank is -1"),
-        (dict(adapter=AdapterConfig(rank=2, alpha=-1.0)), "adapter.alpha is -1"),
-        (dict(adapter=AdapterConfig(rank=2, dropout=1.0)), "adapter.dropout is 1"),
-        (dict(adapter=AdapterConfig(targets=("qkv",))), "adapter.targets is .*needs adapter.rank"),
-        (dict(adapter=AdapterConfig(auxiliary="full")), "adapter.auxiliary is full; it needs"),
         (
             dict(adapter=replace(ADAPTER, auxiliary="full"), method="instant"),
             "leave it out with method=instant",
@@ -482,6 +477,21 @@ def test_targets_are_ends_of_names_or_expressions():
 def test_impossible_adapters_are_refused_in_a_sentence(changes, says, data):
     with pytest.raises(UsageError, match=says):
         run_of(replace(CONFIG, **changes), data)
+
+
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        (dict(rank=-1), "adapter.rank is -1"),
+        (dict(rank=2, alpha=-1.0), "adapter.alpha is -1"),
+        (dict(rank=2, dropout=1.0), "adapter.dropout is 1"),
+        (dict(targets=("qkv",)), "adapter.targets is .*needs adapter.rank"),
+        (dict(auxiliary="full"), "adapter.auxiliary is 'full'; it needs"),
+    ],
+)
+def test_an_impossible_adapter_is_refused_when_it_is_made(fields, says):
+    with pytest.raises(UsageError, match=says):
+        AdapterConfig(**fields)
 
 
 def test_without_peft_the_remedy_is_named(data, monkeypatch):

@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 
 from momatch.cli.plan import render
+from momatch.config import AlternatingConfig, InstantConfig
 from momatch.config.schema import (
     DistillConfig,
     GuidanceConfig,
-    InstantConfig,
     MonitorConfig,
     TeacherConfig,
     TrainConfig,
@@ -49,7 +49,8 @@ def data():
 
 
 def distill_config(batch_size=16, update="alternating", **fields):
-    return DistillConfig(update=update, train=TrainConfig(num_steps=1000, batch_size=batch_size), **fields)
+    fields = {"method": AlternatingConfig(update), **fields}
+    return DistillConfig(train=TrainConfig(num_steps=1000, batch_size=batch_size), **fields)
 
 
 def activations(teacher, data, config, step=0):
@@ -97,9 +98,9 @@ def allocated(method, batches, config):
         {},
         {"update": "joint"},
         {"guidance": GuidanceConfig(scale=1.0)},
-        {"method": "instant", "instant": InstantConfig(lambda_steps=1)},
-        {"method": "instant", "instant": InstantConfig(lambda_steps=1, product="difference")},
-        {"method": "instant", "instant": InstantConfig(lambda_steps=1, centre=True), "source": "data"},
+        {"method": InstantConfig(lambda_steps=1)},
+        {"method": InstantConfig(lambda_steps=1, product="difference")},
+        {"method": InstantConfig(lambda_steps=1, centre=True), "source": "data"},
     ],
     ids=("alternating", "joint", "guided", "instant", "difference", "centred"),
 )
@@ -107,7 +108,7 @@ def test_memory_is_what_the_allocator_gives_out(teacher, data, options):
     config = distill_config(batch_size=32, **options)
     run = distillation(teacher, data, config)
     weights = planning.network_cost("teacher", teacher.denoiser, False).weights
-    before = weights * (2 if config.method == "instant" else 1)  # θ, and Λ
+    before = weights * (2 if config.method.name == "instant" else 1)  # θ, and Λ
     peak = before + allocated(run.method, run.batches, config)
     found = planning.plan(config, teacher, data, probe_seconds=0)
     # Kernels have a workspace of their own, some 50 kB, which nothing but the allocator sees.

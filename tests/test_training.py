@@ -19,7 +19,7 @@ from momatch.config.schema import OptimConfig, TrainConfig
 from momatch.diffusion.denoiser import Denoiser
 from momatch.diffusion.schedules import cosine
 from momatch.methods.alternating import Alternating
-from momatch.methods.base import Batch, Update
+from momatch.methods.base import Batch, Method, Update
 from momatch.methods.transition import Transition
 from momatch.networks.configs import MLPConfig
 from momatch.networks.registry import build
@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-class Explodes:
+class Explodes(Method):
     """The loss of step 7 is infinite or not a number."""
 
     def __init__(self, value: float):

@@ -13,13 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import momatch
+from momatch.config import AlternatingConfig
 from momatch.config.schema import OptimConfig, ScheduleConfig, TeacherConfig, TrainConfig, WeightingConfig
 from momatch.data.images import ImageSet, Split
 from momatch.diffusion import process, schedules
 from momatch.diffusion.denoiser import Denoiser
-from momatch.evaluation.sweep import evaluate_at
+from momatch.evaluation.evaluate import evaluate_at
 from momatch.methods.alternating import Alternating
-from momatch.methods.base import Batch, Update
+from momatch.methods.base import Batch, Method, Update
 from momatch.methods.denoising import Denoising
 from momatch.methods.transition import Transition
 from momatch.methods.weighting import adaptive
@@ -97,13 +98,16 @@ def test_denoising_has_its_closed_form_and_drops_the_asked_share_of_conditions()
     assert torch.equal(seen[~dropped], labels[~dropped])
 
 
-class Steep:
+class Steep(Method):
     """A method whose gradient is far above the clip."""
 
     def __init__(self):
         self.network = nn.Linear(3, 1, bias=False)
         nn.init.zeros_(self.network.weight)
-        self.trainable = {"student": self.network}
+
+    @property
+    def trainable(self):
+        return {"student": self.network}
 
     def step(self, step: int, batch: Batch) -> Update:
         return Update({"student": (self.network.weight * 1e6).sum()}, dict)
@@ -173,8 +177,7 @@ def test_every_setting_of_a_distillation_reaches_its_method():
     config = dataclasses.replace(
         momatch.DistillConfig(),
         steps=4,
-        teacher_term=0.3,
-        update="joint",
+        method=AlternatingConfig("joint", teacher_term=0.3),
         weighting=WeightingConfig("snr_clipped", 7.0, exponent=2.0, delta_exponent=0.5),
         schedule=ScheduleConfig("cosine", shift=-1.5),
     )

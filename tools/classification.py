@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import nn
 
-from momatch.methods.base import Batch, Update
+from momatch.methods.base import Batch, Method, Update
 
 
-class Classification:
+class Classification(Method):
     """Cross-entropy of a classifier: pictures with a little noise → labels.
 
     Args:

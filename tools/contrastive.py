@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from momatch.data.emoji import MASK, TOKENS
-from momatch.methods.base import Batch, Update
+from momatch.methods.base import Batch, Method, Update
 from momatch.networks.matcher import Matcher
 
 
-class Contrastive:
+class Contrastive(Method):
     """Cross-entropy of the right caption among a minibatch's, and of the right picture (Radford et al. 2021).
 
     Args:

@@ -16,20 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from momatch import cli, load_data, load_student, load_teacher
 from momatch.cli.serve.comparison import Choice
-from momatch.config.schema import (
-    DistillConfig,
-    GuidanceConfig,
-    InstantConfig,
-    MonitorConfig,
-    StoppingConfig,
-    TrainConfig,
-)
+from momatch.config import InstantConfig
+from momatch.config.schema import DistillConfig, GuidanceConfig, MonitorConfig, StoppingConfig, TrainConfig
 from momatch.data.images import ImageSet, Split
 from momatch.data.prepared import load_prepared
 from momatch.diffusion import conventions, schedules
 from momatch.diffusion.denoiser import Denoiser
 from momatch.evaluation.conditions import fixed_cond
-from momatch.evaluation.sweep import evaluate_at
+from momatch.evaluation.evaluate import evaluate_at
 from momatch.interop.autoencoder import decoder_of
 from momatch.models.model import Model
 from momatch.networks.configs import DiffusersConfig
@@ -69,9 +63,9 @@ def teacher(pipeline=None, channels=4, width=16, nulls=None, num_classes=0, **in
 
 @pytest.fixture
 def few_resamples(monkeypatch):
-    from momatch.evaluation import assessment
+    from momatch.evaluation import evaluate
 
-    monkeypatch.setattr(assessment, "evaluate_at", partial(evaluate_at, resamples=5))
+    monkeypatch.setattr(evaluate, "Judge", partial(evaluate.Judge, resamples=5))
 
 
 def config(**more):
@@ -210,7 +204,7 @@ def test_decoded_metrics_are_those_of_the_decoded_pictures(data, pipelines):
 
 
 def test_large_sets_are_compared_by_a_sample_that_is_counted(data, pipelines, monkeypatch):
-    monkeypatch.setattr("momatch.evaluation.sweep.MOST_DECODED", 6)
+    monkeypatch.setattr("momatch.evaluation.evaluate.MOST_DECODED", 6)
     monkeypatch.setattr("momatch.training.monitor.MOST_DECODED", 30)
     model = teacher(pipelines("stable_diffusion"))
     row = evaluate_at(model, "teacher", data, 1, 100, resamples=10)
@@ -286,7 +280,7 @@ def test_a_run_on_mapped_rows_is_the_run_on_the_same_rows_in_memory(data):
         conditions={k: rows[:] for k, rows in data.train.conditions.items()},
     )
     instant = InstantConfig(lambda_steps=2, product="difference")
-    for options in ({}, {"method": "instant", "instant": instant}):
+    for options in ({}, {"method": instant}):
         settings, runs = config(monitor=MonitorConfig(every=0), **options), []
         for train in (data.train, held):
             events = distillation(teacher(), Split(train, data.heldout), settings)

@@ -14,8 +14,8 @@ from momatch.data.emoji import MASK, TOKENS, load_emoji
 from momatch.evaluation import builtin, efficientnet
 from momatch.evaluation.conditions import fixed_rows
 from momatch.evaluation.efficientnet import SIDE, EfficientNetFeatures
+from momatch.evaluation.evaluate import evaluate_at
 from momatch.evaluation.retrieval import WEIGHTS, CaptionRetrieval
-from momatch.evaluation.sweep import evaluate_at
 from momatch.methods.base import Batch
 from momatch.networks.matcher import Matcher
 from momatch.utils.errors import Notice

@@ -9,9 +9,9 @@ from PIL import Image
 from rich.console import Console
 
 from momatch.config.schema import DistillConfig, TeacherConfig, TrainConfig, to_json
+from momatch.evaluation.evaluate import Row
 from momatch.evaluation.metrics import EvaluationResult, Measurement
 from momatch.evaluation.report import html, plots, tables
-from momatch.evaluation.sweep import Row
 from momatch.utils.errors import UsageError
 
 
@@ -249,6 +249,6 @@ def test_report_refuses_a_folder_without_a_run(tmp_path):
 
 def test_time_is_summed_over_resumptions():
     records = [dict(step=i, seconds=s) for i, s in enumerate([10.0, 20.0, 5.0, 15.0, 1.0])]
-    run = html.RunFolder(None, {}, records, [], [], [])  # type: ignore[arg-type]
+    run = html.ReadRun(None, {}, records, [], [], [])  # type: ignore[arg-type]
     assert run.seconds == 20 + 15 + 1
     assert [html.duration(s) for s in (4.6, 200, 18120)] == ["5 s", "3 min 20 s", "5 h 02 min"]

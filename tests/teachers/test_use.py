@@ -15,7 +15,8 @@ import torch
 import momatch
 from momatch import cli
 from momatch.cli import evaluate as inspection
-from momatch.config.schema import GuidanceConfig, InstantConfig, MonitorConfig, ScheduleConfig, TrainConfig
+from momatch.config import AlternatingConfig, InstantConfig
+from momatch.config.schema import GuidanceConfig, MonitorConfig, ScheduleConfig, TrainConfig
 from momatch.methods.alternating import Alternating
 from momatch.methods.warm_start import WarmStart
 from momatch.models.model import load_model
@@ -27,10 +28,10 @@ import folders  # noqa: E402
 
 SHORT = momatch.DistillConfig(
     steps=2,
-    instant=InstantConfig(lambda_steps=2),
     train=TrainConfig(num_steps=4, batch_size=4),
     monitor=MonitorConfig(every=0),
 )
+METHODS = {"alternating": AlternatingConfig(), "instant": InstantConfig(lambda_steps=2)}
 QUICK = "--train.num-steps 2 --train.batch-size 4 --monitor.every 0 --steps 2".split()
 
 
@@ -47,7 +48,7 @@ def importable(monkeypatch):
 @pytest.mark.parametrize("method", ["alternating", "instant"])
 def test_a_diffusers_teacher_is_distilled(method, unet, tmp_path):
     teacher, data = momatch.load_teacher(unet), momatch.load_data("digits")
-    config = dataclasses.replace(SHORT, method=method, teacher=str(unet))
+    config = dataclasses.replace(SHORT, method=METHODS[method], teacher=str(unet))
     before = teacher.fingerprint()
     student = momatch.distill(teacher, data, config, tmp_path / "run")
     assert teacher.fingerprint() == before != student.fingerprint()

@@ -354,7 +354,7 @@ def test_auto_falls_back_to_differences_where_forward_mode_fails_and_forward_say
     z, logsnr = torch.randn(3, 2), torch.zeros(3)
     assert choose_product("auto", Stubborn(), z, logsnr, None) == ("difference", difference_product)
     assert choose_product("auto", Linear(1.0, 0.0), z.double(), logsnr, None)[0] == "forward"
-    with pytest.raises(UsageError, match="instant.product=difference"):
+    with pytest.raises(UsageError, match="method.product=difference"):
         choose_product("forward", Stubborn(), z, logsnr, None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,27 +12,27 @@ from tyro.conf import Fixed, Suppress
 from momatch.cli.parsing import (
     OptionalInt,
     OptionalText,
-    RunFolder,
     RunName,
+    RunPath,
     check_out,
     integers,
     numbers,
     parse,
 )
 from momatch.cli.progress import follow_samples
-from momatch.config import validation
 from momatch.config.schema import GuidanceConfig
 from momatch.data.images import Split
 from momatch.data.sources import load_data
-from momatch.evaluation.assessment import Candidate, assess
 from momatch.evaluation.conditions import fixed_cond
+from momatch.evaluation.evaluate import Candidate, Row, assess
 from momatch.evaluation.report.tables import evaluation_table
-from momatch.evaluation.sweep import Row
 from momatch.interop.compatibility import check_fit, check_null_condition, with_null_condition
 from momatch.interop.load import load_any, load_teacher
 from momatch.models.model import Model
 from momatch.utils import devices
 from momatch.utils.errors import UsageError
+from momatch.utils.run_folder import RunFolder
+from momatch.utils.settings import settings
 from momatch.utils.text import count_of
 
 
@@ -102,11 +102,11 @@ def evaluate(arguments: list[str], console: Console) -> None:
         cond = fixed_cond(candidate.model, data.heldout, parsed.num)
         for k in candidate.steps:
             candidate.model.check_request(parsed.num, k, cond, parsed.seed, parsed.batch_size)
-    directory = Path(parsed.run) if (Path(parsed.run) / "config.json").is_file() else None
+    directory = Path(parsed.run) if RunFolder(Path(parsed.run)).exists else None
     measure(directory, candidates, data, parsed.num, parsed.seed, console, parsed.batch_size)
 
 
-@dataclass(frozen=True)
+@settings("guidance")
 class SweptGuidance(GuidanceConfig):
     """Guidance whose scale is not an option of its own: --scales says it."""
 
@@ -174,8 +174,7 @@ def guidance(arguments: list[str], console: Console) -> None:
     model.check_request(parsed.num, steps, cond, parsed.seed, parsed.batch_size)
     candidates = []
     for scale in scales:
-        config = replace(parsed.guidance, scale=scale)
-        validation.check_guidance(config)
+        config = GuidanceConfig(**{**asdict(parsed.guidance), "scale": scale})
         guided = replace(model, denoiser=config.apply(model.denoiser))
         candidates.append(Candidate(f"w = {scale:g}", guided, (steps,)))
     rows = measure(None, candidates, data, parsed.num, parsed.seed, console, parsed.batch_size)
@@ -194,7 +193,7 @@ class ReportArguments:
         run: the run's folder.
     """
 
-    run: RunFolder
+    run: RunPath
 
 
 def report(arguments: list[str], console: Console) -> None:
@@ -202,7 +201,7 @@ def report(arguments: list[str], console: Console) -> None:
     from momatch.evaluation.report.html import write_report
 
     parsed = parse(ReportArguments, arguments, "report")
-    if not (parsed.run / "config.json").is_file():
+    if not RunFolder(parsed.run).exists:
         raise UsageError(f"{parsed.run} is not the folder of a run (no config.json)")
     console.print(f"Report: {write_report(parsed.run)}", soft_wrap=True)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from momatch.cli.parsing import OptionalText, RunFolder, parse
+from momatch.cli.parsing import OptionalText, RunPath, parse
 from momatch.interop.load import load_student
 from momatch.models.model import Model
 from momatch.utils.errors import RunError, UsageError
@@ -31,7 +31,7 @@ class ExportArguments:
         push_to_hub: also upload the folder to the Hugging Face hub, under this name: organisation/name.
     """
 
-    run: RunFolder
+    run: RunPath
     directory: Annotated[Positional[Path], arg(metavar="DIR")]
     format: Literal["diffusers", "onnx"] = "diffusers"
     license: OptionalText = None

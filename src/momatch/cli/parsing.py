@@ -3,41 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import re
+import dataclasses
+import difflib
+import itertools
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_type_hints
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from momatch.config import files as config_files
 from momatch.config.recipes import RECIPES, recipe
 from momatch.config.schema import DistillConfig, RunConfig, TeacherConfig
+from momatch.methods import registry
 from momatch.utils.errors import ConfigError, UsageError
 
 Arguments = TypeVar("Arguments")
+Number = TypeVar("Number", int, float)
 # What an argument is called in --help.
 RunName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+RunPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 LEFT_OUT = "(optional)"  # where tyro would say "(default: None)"
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=LEFT_OUT)]
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint=LEFT_OUT)]
-BOX_LINE = re.compile(r"[╭╰+].*|[─-]{3,}")  # its frame, titles and rules; ASCII where the terminal wants it
-TYRO_SENTENCES = [  # what tyro says, and what we say
-    (
-        r"Unrecognized options: (.+?) (?:Perhaps you meant|Arguments similar to \S+): (--\S+).*",
-        "{command} does not take {0}; did you mean {1}?",
-    ),
-    (r"Unrecognized options: (.+)", "{command} does not take {0}"),
-    (r"(--\S+): invalid literal for int\(\) with base 10: (.+)", "{0} {1} is not a whole number"),
-    (
-        r"(--\S+): no type matching .*invalid literal for int\(\) with base 10: (.+)",
-        "{0} {1} is not a whole number",
-    ),
-    (r"(--\S+): could not convert string to float: (.+)", "{0} {1} is not a number"),
-    (r"invalid choice (.+) for argument '(.+)'\. Expected one of \((.+)\)\.", "{1} {0} is none of {2}"),
-    (r"Missing value for argument '(.+)'\..*", "{0} needs a value"),
-]
+UNNAMED = tyro.conf.arg(name="")  # its fields are options without a name before them
+ALIKE = 0.7  # of a mistyped option and the one that is perhaps meant, by difflib: --nmu and --num are 0.8
+RENAMED = {
+    "--update": "--method.update",
+    "--teacher-term": "--method.teacher-term",
+    "--instant.product": "--method.product",
+    "--instant.lambda-steps": "--method.lambda-steps",
+    "--instant.lambda-eps": "--method.lambda-eps",
+    "--instant.centre": "--method.centre",
+}
+BOOLEANS = ("true", "false")
+FORMS = tyro.constructors.ConstructorRegistry()  # our readings of words, whose errors are sentences
 
 
 def base_config(
@@ -60,71 +63,264 @@ def base_config(
     if kind is not None and not isinstance(config, kind):
         right = "train-teacher" if isinstance(config, TeacherConfig) else "distill"
         raise ConfigError(f"{arguments[0]} is for momatch {right}, not for momatch {command}")
+    return _with_method(config, rest)
+
+
+def _with_method(config: RunConfig, arguments: list[str]) -> tuple[RunConfig, list[str]]:
+    """The config with the algorithm that --method names, and the arguments left.
+
+    It is read before all others, since it decides which settings there are under --method.
+    """
+    rest = list(arguments)
+    while (at := next((i for i, word in enumerate(rest) if _name(word) == "--method"), None)) is not None:
+        word = rest.pop(at)
+        name = word.partition("=")[2] if "=" in word else rest.pop(at) if at < len(rest) else ""
+        if not name or name.startswith("--"):
+            raise UsageError(f"--method needs a value: {' or '.join(registry.names())}")
+        if not isinstance(config, DistillConfig):
+            raise UsageError(f"--method {name}: a teacher is trained by denoising; leave it out")
+        if name != config.method.name:
+            config = replace(config, method=registry.read(name))
+    for word in rest:
+        if (now := RENAMED.get(_name(word))) is not None:
+            raise UsageError(f"{_name(word)} is called {now} now")
     return config, rest
 
 
 def parse(
     kind: type[Arguments], arguments: list[str], command: str, default: Arguments | None = None
 ) -> Arguments:
-    """Read arguments into `kind`; what tyro objects to becomes one sentence.
+    """Read arguments into `kind`; of an option given twice, the last counts.
 
     Raises:
         UsageError: if the arguments are wrong. SystemExit(0) after --help.
     """
-    said = io.StringIO()
+    options = _options(kind, default)
+    # A default that is one of a union stays what it is: a U-ViT's shape does not become a U-Net's.
+    how: dict[str, Any] = {"config": (tyro.conf.AvoidSubcommands,), "registry": FORMS}
+    if default is not None:
+        how["default"] = default
     try:
-        with contextlib.redirect_stderr(said):
-            program = f"momatch {command}"
-            # A default that is one of a union stays what it is: a U-ViT's shape does not become a U-Net's.
-            config = (tyro.conf.AvoidSubcommands,)
-            if default is None:
-                return tyro.cli(kind, args=arguments, prog=program, config=config)
-            return tyro.cli(kind, args=arguments, prog=program, default=default, config=config)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-    lines = [line.strip(" │|") for line in said.getvalue().splitlines() if line.strip()]
-    if any(map(BOX_LINE.fullmatch, lines[1:2])):  # the first is a title then, in ASCII
-        lines = lines[1:]
-    words = " ".join(" ".join(line for line in lines if not BOX_LINE.fullmatch(line)).split())
-    words = words.partition(" For full helptext")[0].partition(" Argument helptext:")[0]
-    words = words.removeprefix("Error parsing ")
-    raise UsageError(f"{_sentence(words, command)} (see momatch {command} --help)")
+        _check_switches(arguments, options)
+        with _objections_raised():
+            return tyro.cli(kind, args=arguments, prog=f"momatch {command}", **how)
+    except _Objection as objection:
+        sentence = _sentence(objection, arguments, command, options)
+        raise UsageError(f"{sentence} (see momatch {command} --help)") from None
 
 
-def _sentence(words: str, command: str) -> str:
-    """What is wrong, its value, and what was perhaps meant; tyro's own words if they are none we know."""
-    unknown = words.find("Unrecognized options: ")  # perhaps a required one with a typing error, so first
-    words = words[max(unknown, 0) :]
-    missing = re.fullmatch(r"Missing from .+?: (.+)", words)
-    if missing:  # one after the other: its name, what it is, "(required)"
-        named = [part.split() for part in missing[1].split("(required)") if part.strip()]
-        return f"{command} needs {' and '.join(' '.join(n[: 1 + n[0].startswith('--')]) for n in named)}"
-    for pattern, sentence in TYRO_SENTENCES:
-        found = re.fullmatch(pattern, words)
-        if found:
-            first, *rest = found.groups()
-            return sentence.format(first.replace(", ", " "), *rest, command=command)
-    return words
+@dataclass(eq=False)
+class _Objection(Exception):
+    """What is wrong with arguments: `names` of options or positionals, and `words` as they were given."""
+
+    problem: Literal["missing", "unknown", "too few", "no choice", "no such value", "switch"]
+    names: Sequence[str] = ()
+    words: Sequence[str] = ()
+    count: int = 1  # of values that are needed
+    reason: str = ""
+
+
+@contextlib.contextmanager
+def _objections_raised() -> Iterator[None]:
+    """Raise tyro's objections instead of printing them.
+
+    This is all that is used of tyro's private parts: it has no public way yet to learn what is wrong but its
+    printed page. An objection that is new to us, and all of them in a tyro without this module, is printed by
+    tyro itself, which then exits with 2 as well.
+    """
+    try:
+        from tyro import _errors
+    except ImportError:
+        yield
+        return
+
+    def name(argument: Any) -> str:
+        lowered = argument.lowered
+        return str(lowered.metavar) if argument.is_positional() else "/".join(lowered.name_or_flags)
+
+    def needed(argument: Any) -> str:
+        return name(argument) if argument.is_positional() else f"{name(argument)} {argument.lowered.metavar}"
+
+    def refuse(event: Any) -> None:
+        match event:
+            case _errors.MissingArgs(missing_arguments=missing, unrecognized_tokens=words):
+                raise _Objection("missing", [needed(each.arg) for each in missing], words)
+            case _errors.UnrecognizedArgs(tokens=words):
+                raise _Objection("unknown", words=words)
+            case _errors.BadValue(argument=argument) if isinstance(count := argument.lowered.nargs, int):
+                raise _Objection("too few", [name(argument)], count=count)
+            case _errors.InvalidChoice(argument=argument, value=value, choices=choices):
+                raise _Objection("no choice", [name(argument)], [value], reason=", ".join(map(repr, choices)))
+            case _errors.InstantiationFailure(argument=argument, message=message):
+                raise _Objection("no such value", [name(argument)] if argument else [], reason=message)
+
+    with _errors.on_parse_error(refuse):
+        yield
+
+
+def _sentence(
+    objection: _Objection, arguments: Sequence[str], command: str, options: Mapping[str, str]
+) -> str:
+    """What is wrong, its value, and what was perhaps meant."""
+    names, words = " and ".join(objection.names), objection.words
+    unknown = [word for word in arguments if _is_option(word) and _name(word) not in options]
+    match objection.problem:
+        case "missing" if words:  # perhaps a required one with a typing error, so first
+            return f"{command} does not take {' '.join(words)}"
+        case "missing":
+            return f"{command} needs {names}"
+        case "too few" if unknown and not _is_option(names):  # a positional is missing as it stands before
+            return f"{command} does not take {unknown[0]}{_meant(unknown[:1], options)}"
+        case "too few":
+            return f"{names} needs {'a value' if objection.count == 1 else f'{objection.count} values'}"
+        case "unknown":
+            return f"{command} does not take {' '.join(words)}{_meant(unknown, options)}"
+        case "no choice":
+            return f"{names} {words[0]!r} is none of {objection.reason}"
+        case "switch":
+            given, opposite = objection.names
+            return f"{given} takes no value, got {words[0]!r}; say {given} or {opposite}"
+        case _:
+            return f"{names} {objection.reason}".strip()
+
+
+def _meant(unknown: Sequence[str], options: Mapping[str, str]) -> str:
+    near = [m for word in unknown for m in difflib.get_close_matches(_name(word), options, 1, ALIKE)]
+    return f"; did you mean {' and '.join(dict.fromkeys(near))}?" if near else ""
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("--") and word != "--"
+
+
+def _name(word: str) -> str:
+    """The option's name in --option, --option=value or, as tyro takes that too, --some_option."""
+    return word.partition("=")[0].replace("_", "-")
+
+
+def _check_switches(arguments: Sequence[str], options: Mapping[str, str]) -> None:
+    """Refuse a value for a switch, which tyro would take for a positional."""
+    for word, following in itertools.pairwise([*arguments, ""]):
+        name, (_, equals, value) = _name(word), word.partition("=")
+        if options.get(name) and (equals or following.lower() in BOOLEANS):
+            raise _Objection("switch", [name, options[name]], [value if equals else following])
+
+
+def _options(kind: type, default: Any = None, prefix: str = "") -> dict[str, str]:
+    """The options that tyro makes of a dataclass; each switch, which takes no value, with its opposite."""
+    found: dict[str, str] = {}
+    hints = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint, marks = hints[field.name], getattr(hints[field.name], "__metadata__", ())
+        if tyro.conf.Positional in marks or tyro.conf.Suppress in marks:
+            continue
+        hint = get_args(hint)[0] if marks else hint
+        name = prefix if UNNAMED in marks else f"{prefix}{field.name.replace('_', '-')}"
+        value = getattr(default, field.name, field.default)
+        if value is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        inner = type(value) if dataclasses.is_dataclass(value) else hint  # the default's, of a union
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            found |= _options(inner, value, name if UNNAMED in marks else f"{name}.")
+        else:
+            on, off = f"--{name}", f"--{prefix}no-{name.removeprefix(prefix)}"
+            found |= {on: off, off: on} if hint is bool else {on: ""}
+    return found
+
+
+def _form(kind: type[int] | type[float]) -> PrimitiveConstructorSpec:
+    read = whole_number if kind is int else number
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=lambda value: type(value) in (kind, int),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+@FORMS.primitive_rule
+def _number(form: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Whole and other numbers as tyro reads them, but for what is said of other words."""
+    return _form(form.type) if form.type in (int, float) else None
+
+
+@FORMS.primitive_rule
+def _numbers(form: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Tuples of any length of numbers; tyro would name all their words, not the wrong one."""
+    if form.type not in (tuple[int, ...], tuple[float, ...]) or tyro.conf.UseAppendAction in form.markers:
+        return None
+    each = _form(get_args(form.type)[0])
+    return dataclasses.replace(
+        each,
+        nargs="*",
+        metavar=f"[{each.metavar} [{each.metavar} ...]]",
+        instance_from_str=lambda words: tuple(each.instance_from_str([word]) for word in words),
+        is_instance=lambda value: isinstance(value, tuple) and all(map(each.is_instance, value)),
+        str_from_instance=lambda value: [str(part) for part in value],
+    )
+
+
+@FORMS.primitive_rule
+def _optional(form: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """X | None, as tyro reads it, but what is wrong is said of X alone."""
+    kinds = get_args(form.type)
+    if len(kinds) != 2 or type(None) not in kinds or form.type_origin not in (Union, types.UnionType):
+        return None
+    kind = next(kind for kind in kinds if kind is not type(None))
+    whole = tyro.constructors.ConstructorRegistry.get_primitive_spec(
+        PrimitiveTypeInfo.make(kind, form.markers)
+    )
+    if not isinstance(whole, PrimitiveConstructorSpec) or whole.nargs != 1:
+        return None  # tyro's to read
+    return dataclasses.replace(
+        whole,
+        metavar=f"{{None}}|{whole.metavar}",
+        choices=whole.choices and ("None", *whole.choices),
+        instance_from_str=lambda words: None if words == ["None"] else whole.instance_from_str(words),
+        is_instance=lambda value: value is None or whole.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else whole.str_from_instance(value),
+    )
 
 
 def integers(text: str, option: str) -> tuple[int, ...]:
     """Read whole numbers: "1,2,4" → (1, 2, 4)."""
-    try:
-        found = tuple(int(part) for part in text.split(","))
-        if any(abs(number) >= 2**31 for number in found):
-            raise ValueError
-        return found
-    except ValueError:
-        raise UsageError(f"{option} {text!r} is not a list of whole numbers such as 1,2,4") from None
+    found = _listed(text, option, whole_number, "whole numbers such as 1,2,4")
+    if any(abs(number) >= 2**31 for number in found):
+        raise UsageError(f"{option} {text!r} has numbers that are too large; keep below {2**31}")
+    return found
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:
     """Read numbers: "0,0.5,1" → (0.0, 0.5, 1.0)."""
+    return _listed(text, option, number, "numbers such as 0,0.5,1")
+
+
+def _listed(text: str, option: str, read: Callable[[str], Number], what: str) -> tuple[Number, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(read(part) for part in text.split(","))
+    except UsageError:
+        raise UsageError(f"{option} {text!r} is not a list of {what}") from None
+
+
+def whole_number(word: str) -> int:
+    """Read a whole number.
+
+    Raises:
+        UsageError: whose message wants the name of the option before it.
+    """
+    try:
+        return int(word)
     except ValueError:
-        raise UsageError(f"{option} {text!r} is not a list of numbers such as 0,0.5,1") from None
+        raise UsageError(f"{word!r} is not a whole number") from None
+
+
+def number(word: str) -> float:
+    """Read a number; raises like `whole_number`."""
+    try:
+        return float(word)
+    except ValueError:
+        raise UsageError(f"{word!r} is not a number") from None
 
 
 def check_out(path: Path, *suffixes: str) -> None:

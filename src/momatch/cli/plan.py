@@ -8,7 +8,6 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from momatch.cli.parsing import base_config, parse
-from momatch.config import validation
 from momatch.config.recipes import RECIPES, teacher_recipe
 from momatch.config.schema import DistillConfig, TeacherConfig
 from momatch.training.plan import ASSUMED_OPERATIONS, Plan, outline
@@ -26,7 +25,6 @@ def plan(arguments: list[str], console: Console) -> None:
     base, rest = base_config(arguments, None, "plan")
     kind = type(base)
     parsed = parse(kind, rest, "plan RECIPE", base)
-    validation.check(parsed)
     teacher = teacher_recipe(parsed)
     found = outline(parsed, teacher) if teacher else plan_of(parsed)
     console.print(render(found))
@@ -43,7 +41,7 @@ def recipes(arguments: list[str], console: Console) -> None:
         if isinstance(make, partial) and kind == "distill":
             config = make()
             assert isinstance(config, DistillConfig)
-            summary = f"{count_of(config.steps, 'step')}, {config.method}: {summary}"
+            summary = f"{count_of(config.steps, 'step')}, {config.method.name}: {summary}"
         console.print(f"  {name:<33}{kind:<15}{summary}", soft_wrap=True)
 
 

@@ -11,9 +11,9 @@ from contextlib import closing, contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from momatch.evaluation.assessment import Watch
-from momatch.evaluation.sweep import Pair
+from momatch.evaluation.evaluate import Pair, Watch
 from momatch.interop.prepare import Done
+from momatch.methods.base import MethodConfig
 from momatch.training.run import Event, Run
 from momatch.utils.errors import Interrupted
 from momatch.utils.text import format_seconds
@@ -36,7 +36,7 @@ def follow(run: Run, title: str, console: Console) -> None:
         TimeRemainingColumn(),
         TextColumn("{task.fields[number]}"),
     )
-    events, status = run.events(), _Status()
+    events, status = run.events(), _Status(run.config.method)
     with stop_requests() as stop, Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total, speed=0.0, number="")
         try:
@@ -157,8 +157,9 @@ def stop_requests() -> Iterator[threading.Event]:
 class _Status:
     """Speed of this process, and the latest numbers worth showing."""
 
-    def __init__(self) -> None:
-        self.step, self.speed, self.gap, self.frechet = 0, 0.0, "", ""
+    def __init__(self, method: MethodConfig) -> None:
+        self.names = [method.headline, f"{method.vanishing}_mean"]
+        self.step, self.speed, self.headline, self.frechet = 0, 0.0, "", ""
         self.ended = False
         self.steps_per_second, self.first_step = 0.0, 0
         self.first: tuple[int, float] | None = None
@@ -166,7 +167,7 @@ class _Status:
 
     @property
     def number(self) -> str:
-        return "  ".join(part for part in (self.frechet, self.gap) if part)
+        return "  ".join(part for part in (self.frechet, self.headline) if part)
 
     def update(self, event: Event) -> None:
         record = event.record
@@ -176,9 +177,9 @@ class _Status:
         elif record.seconds > self.first[1]:
             self.speed = (record.images_seen - self.first[0]) / (record.seconds - self.first[1])
             self.steps_per_second = (record.step - self.first_step) / (record.seconds - self.first[1])
-        for name in ("gap", "loss", "instant_loss", "instant_loss_mean"):
+        for name in self.names:
             if name in record.metrics:
-                self.gap = f"{name.replace('_', ' ')} {record.metrics[name]:.2e}"
+                self.headline = f"{name.replace('_', ' ')} {record.metrics[name]:.2e}"
         if event.look:
             self.frechet = f"FD {event.look.frechet:.2f} (n={event.look.num_samples}, {event.look.reference})"
 

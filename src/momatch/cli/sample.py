@@ -20,7 +20,6 @@ from momatch.cli.parsing import (
     check_out,
     parse,
 )
-from momatch.config import validation
 from momatch.config.schema import Clip, GuidanceConfig
 from momatch.diffusion.denoiser import Cond
 from momatch.interop.autoencoder import decoder_of, to_pictures
@@ -129,7 +128,6 @@ def guided(model: Model, scale: float, clip: Clip = "none") -> Model:
     if not scale and clip == "none":
         return model
     config = GuidanceConfig(scale=scale, clip=clip)
-    validation.check_guidance(config)
     if scale and model.info.get("role") == "student":
         raise UsageError(
             f"--guidance {scale}: a student has its guidance distilled in; give it to momatch distill as "

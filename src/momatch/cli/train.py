@@ -17,12 +17,11 @@ from rich.console import Console
 from momatch.cli.evaluate import measure
 from momatch.cli.parsing import base_config, parse
 from momatch.cli.progress import follow
-from momatch.config import validation
 from momatch.config.recipes import recipe, teacher_recipe
 from momatch.config.schema import DistillConfig, TeacherConfig
 from momatch.data.images import ImageSet
 from momatch.data.sources import load_data
-from momatch.evaluation.assessment import Candidate
+from momatch.evaluation.evaluate import Candidate
 from momatch.interop.load import load_any
 from momatch.models.model import Model
 from momatch.networks.configs import UViTConfig
@@ -98,7 +97,6 @@ def train_teacher(arguments: list[str], console: Console) -> None:
     base, rest = base_config(arguments, TeacherConfig, "train-teacher")
     assert isinstance(base, TeacherConfig)
     parsed = parse(TeacherArguments, rest, "train-teacher RECIPE", TeacherArguments(tyro.MISSING, base))
-    validation.check(parsed.config)
     data = load_data(parsed.config.data, parsed.config.image_size)
     notice_unread_captions(parsed.config, data.train)
     run = teacher_training(data, parsed.config, parsed.out)
@@ -131,6 +129,9 @@ def notice_unread_captions(config: TeacherConfig, images: ImageSet) -> None:
 class DistillArguments:
     """Distil a teacher by moment matching. The same command run again resumes.
 
+    --method NAME chooses the algorithm: alternating (Algorithm 2), instant (Algorithm 3), or
+    your own as package.module:ConfigClass; its settings are the --method.… below.
+
     Attributes:
         out: the run's folder.
         config: settings of the run.
@@ -146,7 +147,6 @@ def distill(arguments: list[str], console: Console) -> None:
     assert isinstance(base, DistillConfig)
     parsed = parse(DistillArguments, rest, "distill RECIPE", DistillArguments(tyro.MISSING, base))
     config = parsed.config
-    validation.check(config)
     check_teacher_is_there(config)
     teacher, data = teacher_of(config), load_data(config.data, config.image_size)
     finish(distillation(teacher, data, config, parsed.out), "distilling", console)

@@ -4,8 +4,8 @@ from momatch.config.schema import (
     AdapterConfig,
     Clip,
     DistillConfig,
+    EmaConfig,
     GuidanceConfig,
-    InstantConfig,
     MonitorConfig,
     OptimConfig,
     RunConfig,
@@ -16,13 +16,17 @@ from momatch.config.schema import (
     WeightingConfig,
     to_json,
 )
+from momatch.methods.alternating import AlternatingConfig
+from momatch.methods.instant import InstantConfig
 from momatch.utils.errors import ConfigError
 
 __all__ = [
     "AdapterConfig",
+    "AlternatingConfig",
     "Clip",
     "ConfigError",
     "DistillConfig",
+    "EmaConfig",
     "GuidanceConfig",
     "InstantConfig",
     "MonitorConfig",

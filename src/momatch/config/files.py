@@ -3,53 +3,35 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from momatch.config.schema import DistillConfig, RunConfig, TeacherConfig, to_json
-from momatch.networks import registry
+from momatch.config.schema import KINDS, RunConfig
+from momatch.utils import settings
 from momatch.utils.errors import ConfigError
 
 Config = TypeVar("Config", bound=RunConfig)
-Typed = TypeVar("Typed")
 
 
 def from_json(fields: dict[str, Any], config_type: type[Config]) -> Config:
-    """The inverse of `to_json`; strict about unknown keys and types.
+    """The inverse of `to_json`; strict about unknown keys and types. Earlier versions' are read too.
 
     Raises:
         ConfigError: naming the first offending key.
     """
-    rest = {key: value for key, value in fields.items() if key not in ("kind", "inputs")}
-    known = to_json(config_type())
-    network = rest.get("network")
-    if isinstance(network, dict) and "network" in known:
-        try:
-            shape = registry.config_type(network.get("family"))
-        except ValueError as error:
-            raise ConfigError(f"config key 'network.family': {error}") from None
-        known["network"] = registry.to_json(shape())
-    _refuse_unknown(rest, known, "")
-    if not isinstance(network, dict):
-        return _typed(rest, config_type, "")
-    inner = _typed({k: v for k, v in network.items() if k != "family"}, shape, "network.")
-    outer = _typed({k: v for k, v in rest.items() if k != "network"}, config_type, "")
-    return replace(outer, network=inner)
+    rest = {key: value for key, value in upgraded(fields).items() if key not in ("kind", "inputs")}
+    return settings.from_json(config_type, json.dumps(rest))
 
 
-def _typed(fields: dict[str, Any], wanted: type[Typed], prefix: str) -> Typed:
-    """The dataclass `wanted` from JSON types, strictly."""
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(wanted).validate_json(json.dumps(fields), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = prefix + ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"config key {key!r} has value {first['input']!r}: {first['msg'].lower()}"
-        ) from None
+def upgraded(fields: dict[str, Any]) -> dict[str, Any]:
+    """A config of an earlier version in today's keys: some of them have become the method's own."""
+    found = dict(fields)
+    moved = {key: found.pop(key) for key in ("update", "teacher_term", "instant") if key in found}
+    method = found.get("method", "alternating" if moved else None)
+    if not isinstance(method, str):
+        return found
+    instant = moved.pop("instant", {})
+    return {**found, "method": {"name": method, **(instant if method == "instant" else moved)}}
 
 
 def read(path: Path) -> RunConfig:
@@ -62,13 +44,9 @@ def read(path: Path) -> RunConfig:
         fields = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from None
-    kinds: dict[str, type[TeacherConfig] | type[DistillConfig]] = {
-        "train-teacher": TeacherConfig,
-        "distill": DistillConfig,
-    }
-    if not isinstance(fields, dict) or fields.get("kind") not in kinds:
-        raise ConfigError(f"{path} is not the config of a run: its 'kind' is none of {', '.join(kinds)}")
-    return from_json(fields, kinds[fields["kind"]])
+    if not isinstance(fields, dict) or fields.get("kind") not in KINDS:
+        raise ConfigError(f"{path} is not the config of a run: its 'kind' is none of {', '.join(KINDS)}")
+    return from_json(fields, KINDS[fields["kind"]])
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -81,11 +59,3 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif a != b:
             found.append(f"{prefix}{key}: {a} there, {b} here")
     return found
-
-
-def _refuse_unknown(fields: dict[str, Any], known: dict[str, Any], prefix: str) -> None:
-    for key, value in fields.items():
-        if key not in known:
-            raise ConfigError(f"unknown config key {prefix + key!r}; known here are {', '.join(known)}")
-        if isinstance(value, dict) and isinstance(known[key], dict):
-            _refuse_unknown(value, known[key], f"{prefix}{key}.")

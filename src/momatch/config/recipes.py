@@ -25,6 +25,8 @@ from momatch.config.schema import (
     TrainConfig,
     WeightingConfig,
 )
+from momatch.methods.alternating import AlternatingConfig
+from momatch.methods.instant import InstantConfig
 from momatch.networks.configs import UNetConfig, UViTConfig
 from momatch.utils.errors import ConfigError
 
@@ -35,6 +37,7 @@ EMOJI_DELTA_EXPONENTS = {
     2: 2.0,
     1: 0.6,
 }  # by steps; above 1 is nearer to means, with less grain
+METHODS = {"alternating": AlternatingConfig(), "instant": InstantConfig()}
 EMOJI_SHIFTS = {16: 4.0, 32: 6.5}  # of the students' schedule, by size: the last call sees little noise
 
 
@@ -80,7 +83,7 @@ def digits_instant(steps: int) -> DistillConfig:
     """Digits student by Algorithm 3: as many student updates and pictures a minibatch as `digits`."""
     return replace(
         digits(steps),
-        method="instant",
+        method=InstantConfig(),
         train=TrainConfig(num_steps=750, batch_size=128, log_every=10),
         optim=OptimConfig(learning_rate=3e-4, warmup_steps=50),
     )
@@ -159,8 +162,7 @@ def emoji(size: int, method: Literal["alternating", "instant"], steps: int) -> D
         data="emoji",
         image_size=size,
         steps=steps,
-        method=method,
-        update="alternating" if instant else "joint",
+        method=InstantConfig() if instant else AlternatingConfig("joint"),
         weighting=LONGER_STEPS if instant else shorter_steps,
         guidance=GuidanceConfig(scale=1.0, clip="static"),
         schedule=ScheduleConfig("cosine", shift=shift),
@@ -198,7 +200,7 @@ def imagenet(resolution: int, method: Literal["alternating", "instant"], steps: 
         data=f"data/imagenet{resolution}",
         image_size=resolution,
         steps=steps,
-        method=method,
+        method=METHODS[method],
         weighting=WeightingConfig("flat" if steps <= 2 else "edm", density="rho_grid"),
         train=TrainConfig(num_steps=200_000, batch_size=2048, checkpoint_every=2000),
         optim=OptimConfig(learning_rate=1e-5, warmup_steps=1000),
@@ -233,7 +235,7 @@ def text_to_image_512(method: Literal["alternating", "instant"]) -> DistillConfi
         data="data/captioned512",
         image_size=512,
         steps=8,
-        method=method,
+        method=METHODS[method],
         weighting=WeightingConfig("edm", density="rho_grid"),
         guidance=GuidanceConfig(scale=3.0, clip="dynamic"),
         train=TrainConfig(num_steps=20_000, batch_size=512, checkpoint_every=1000),

@@ -1,27 +1,58 @@
-"""Everything a run can be told, as plain data: from recipes, the command line or a run's config.json."""
+"""Everything a run can be told, as plain data: from recipes, the command line or a run's config.json.
+
+Bounds stand at the fields, so that a config is checked the moment it is made; see `momatch.utils.settings`.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PlainValidator, Strict
 
 from momatch.diffusion import schedules
 from momatch.diffusion.denoiser import Denoiser, Guided, Precision, Thresholded
 from momatch.diffusion.process import Prediction
 from momatch.diffusion.schedules import NoiseSchedule
+from momatch.methods import registry as registry_of_methods
 from momatch.methods import weighting
+from momatch.methods.alternating import AlternatingConfig
+from momatch.methods.base import MethodConfig
+from momatch.methods.denoising import DenoisingConfig
 from momatch.methods.transition import Posterior, Source
 from momatch.methods.weighting import TimeDensity, Weighting
+from momatch.models.model import MAX_SEED, MAX_STUDENT_STEPS
 from momatch.networks import registry
 from momatch.networks.configs import UNetConfig, UViTConfig
 from momatch.utils.devices import AUTO
 from momatch.utils.errors import ConfigError
+from momatch.utils.settings import Remedy, require, settings, shown
+
+MOST_GUIDANCE = 1000.0
+Count = Annotated[int, Field(gt=0)]
+AtLeast0 = Annotated[int, Field(ge=0), Remedy("it must not be negative")]
+Positive = Annotated[float, Field(gt=0), Remedy("it must be above 0 and finite")]
+NotNegative = Annotated[float, Field(ge=0), Remedy("it must not be negative, and finite")]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Device = Annotated[str, Remedy('give its name, such as "cuda:0"', of_types=True)]
+ImageSize = Annotated[int, Field(ge=0), Remedy("it must be 0 (as they are) or more")]
 
 
-@dataclass(frozen=True)
+def _read_network(value: Any) -> UNetConfig | UViTConfig:
+    """A network's shape, checked; from itself or from {"family": …, …}."""
+    try:
+        found = registry.from_json(value) if isinstance(value, dict) else value
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if not isinstance(found, UNetConfig | UViTConfig):
+        raise ConfigError(f"network is {shown(value)}; give the shape of a unet or a uvit")
+    return registry.checked(found)
+
+
+@settings("train")
 class TrainConfig:
     """How long and how often.
 
@@ -31,16 +62,18 @@ class TrainConfig:
         seed: of everything random.
         log_every: steps between records that carry metrics.
         checkpoint_every: steps between checkpoints.
+        prefetch: read the next minibatch in a thread while a step runs; the numbers are the same without.
     """
 
-    num_steps: int = 3000
-    batch_size: int = 128
-    seed: int = 0
-    log_every: int = 50
-    checkpoint_every: int = 500
+    num_steps: Count = 3000
+    batch_size: Count = 128
+    seed: Annotated[int, Field(ge=0, lt=MAX_SEED), Remedy(f"use 0 to {MAX_SEED - 1}")] = 0
+    log_every: Count = 50
+    checkpoint_every: Count = 500
+    prefetch: bool = True
 
 
-@dataclass(frozen=True)
+@settings("optim")
 class OptimConfig:
     """Optimizer settings, the same for every role.
 
@@ -53,15 +86,15 @@ class OptimConfig:
         clip_norm: global-norm gradient clip of each role (paper: 1).
     """
 
-    learning_rate: float = 3e-4
-    warmup_steps: int = 100
-    beta1: float = 0.0
-    beta2: float = 0.99
-    eps: float = 1e-12
-    clip_norm: float = 1.0
+    learning_rate: Positive = 3e-4
+    warmup_steps: AtLeast0 = 100
+    beta1: Fraction = 0.0
+    beta2: Fraction = 0.99
+    eps: NotNegative = 1e-12
+    clip_norm: Positive = 1.0
 
 
-@dataclass(frozen=True)
+@settings("schedule")
 class ScheduleConfig:
     """A noise schedule.
 
@@ -74,9 +107,11 @@ class ScheduleConfig:
     """
 
     name: Literal["teacher", "cosine", "interpolated", "edm", "rectified_flow"] = "cosine"
-    shift: float = 0.0
-    shift_high: float = 0.0
-    logsnr_min: float = 0.0
+    shift: Annotated[float, Field(ge=-30, le=30)] = 0.0
+    shift_high: Annotated[float, Field(ge=-30, le=30)] = 0.0
+    logsnr_min: Annotated[float, Field(ge=-30, le=0), Remedy("it must lie in [−30, 0], 0 to cut nothing")] = (
+        0.0
+    )
 
     def build(self, teacher: NoiseSchedule | None = None, steps: int = 1) -> NoiseSchedule:
         """The schedule itself, given the teacher's if there is one, and the steps to be taken on it."""
@@ -105,7 +140,7 @@ class ScheduleConfig:
         return schedules.edm() if self.name == "edm" else schedules.cosine(self.shift)
 
 
-@dataclass(frozen=True)
+@settings("weighting")
 class WeightingConfig:
     """Which noise levels count how much.
 
@@ -119,10 +154,10 @@ class WeightingConfig:
     """
 
     name: Literal["auto", "flat", "signal", "edm", "v", "snr_clipped", "adaptive"] = "auto"
-    maximum: float = 100.0
+    maximum: Positive = 100.0
     density: Literal["power", "rho_grid"] = "power"
-    exponent: float = 1.0
-    delta_exponent: float = 1.0
+    exponent: Positive = 1.0
+    delta_exponent: Positive = 1.0
 
     def build_weighting(self, prediction: Prediction) -> Weighting:
         """w(s), for networks whose output stands for `prediction`."""
@@ -146,7 +181,7 @@ class WeightingConfig:
 Clip = Literal["none", "static", "dynamic"]
 
 
-@dataclass(frozen=True)
+@settings("guidance")
 class GuidanceConfig:
     """Classifier-free guidance of the teacher; what it does is distilled into the student.
 
@@ -159,11 +194,22 @@ class GuidanceConfig:
         percentile: of "dynamic".
     """
 
-    scale: float = 0.0
+    scale: Annotated[
+        float, Field(ge=0, le=MOST_GUIDANCE), Remedy(f"use 0 to {MOST_GUIDANCE:g}", of_types=True)
+    ] = 0.0
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
     clip: Clip = "none"
-    percentile: float = 0.995
+    percentile: Annotated[float, Field(gt=0, lt=1)] = 0.995
+
+    def __post_init__(self) -> None:
+        """The interval is not empty."""
+        require(
+            self.logsnr_min < self.logsnr_max,
+            "guidance.logsnr_min",
+            self.logsnr_min,
+            f"it must be below guidance.logsnr_max, which is {self.logsnr_max}",
+        )
 
     def apply(self, denoiser: Denoiser) -> Denoiser:
         """The guided (and clipped) denoiser; `denoiser` itself if nothing is asked for."""
@@ -175,26 +221,7 @@ class GuidanceConfig:
         return Thresholded(denoiser, self.percentile) if self.clip == "dynamic" else denoiser
 
 
-@dataclass(frozen=True)
-class InstantConfig:
-    """What Algorithm 3 needs beyond the rest.
-
-    Attributes:
-        product: how (∂g_θ/∂θ) ν is computed: "forward" mode, central "difference", or "auto": forward where
-            the network can.
-        lambda_steps: minibatches of the teacher's loss on real data from which Λ is estimated; 0 takes the
-            second moments saved with the teacher.
-        lambda_eps: ε of Λ = 1/(√v̂ + ε·rms √v̂).
-        centre: subtract the gradient that real data give the teacher.
-    """
-
-    product: Literal["auto", "forward", "difference"] = "auto"
-    lambda_steps: int = 0
-    lambda_eps: float = 0.1
-    centre: bool = False
-
-
-@dataclass(frozen=True)
+@settings("adapter")
 class AdapterConfig:
     """A student that is the frozen teacher and a LoRA adapter, instead of a network of its own.
 
@@ -207,14 +234,25 @@ class AdapterConfig:
         auxiliary: "adapter" on the same frozen weights, or "full": a network of its own.
     """
 
-    rank: int = 0
-    alpha: float = 0.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ()
+    rank: Annotated[int, Field(ge=0), Remedy("use 0 (whole networks) or more, such as 8")] = 0
+    alpha: Annotated[float, Field(ge=0), Remedy("use 0 (the rank) or more")] = 0.0
+    dropout: Fraction = 0.0
+    targets: Annotated[tuple[str, ...], Strict(False)] = ()
     auxiliary: Literal["adapter", "full"] = "adapter"
 
+    def __post_init__(self) -> None:
+        """Nothing is asked of an adapter that is not there."""
+        if self.rank:
+            return
+        for key in ("alpha", "dropout", "targets"):
+            value = getattr(self, key)
+            require(not value, f"adapter.{key}", value, "it needs adapter.rank above 0")
+        require(
+            self.auxiliary == "adapter", "adapter.auxiliary", self.auxiliary, "it needs adapter.rank above 0"
+        )
 
-@dataclass(frozen=True)
+
+@settings("stopping")
 class StoppingConfig:
     """When to end a run before its last step. The best student seen is kept then, not the last.
 
@@ -228,10 +266,10 @@ class StoppingConfig:
             are compared with them, so that copying the training pictures does not count as better.
     """
 
-    patience: int = 0
-    window: int = 25
-    within_noise: float = 0.0
-    held_back: float = 0.1
+    patience: AtLeast0 = 0
+    window: Annotated[int, Field(ge=2)] = 25
+    within_noise: NotNegative = 0.0
+    held_back: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     @property
     def active(self) -> bool:
@@ -239,7 +277,7 @@ class StoppingConfig:
         return bool(self.patience or self.within_noise)
 
 
-@dataclass(frozen=True)
+@settings("monitor")
 class MonitorConfig:
     """What is looked at while a run goes on.
 
@@ -248,11 +286,22 @@ class MonitorConfig:
         num_samples: samples for the cheap Fréchet distance (biased upwards, so compare it only with itself).
     """
 
-    every: int = 250
-    num_samples: int = 500
+    every: Annotated[int, Field(ge=0), Remedy("it must be 0 (never) or more")] = 250
+    num_samples: Annotated[int, Field(ge=100), Remedy("use 100 or more")] = 500
 
 
-@dataclass(frozen=True)
+@settings("ema")
+class EmaConfig:
+    """An exponential moving average of the student's weights, which is then sampled and saved in its place.
+
+    Attributes:
+        decay: β in average ← β average + (1 − β) weights, after every step; 0 keeps no average, as the paper.
+    """
+
+    decay: Fraction = 0.0
+
+
+@settings()
 class TeacherConfig:
     """Training a teacher by denoising.
 
@@ -275,24 +324,28 @@ class TeacherConfig:
             everything around the networks stay float32.
     """
 
+    method: ClassVar[MethodConfig] = DenoisingConfig()
+
     data: str = "digits"
-    image_size: int = 0
-    network: UNetConfig | UViTConfig = field(default_factory=UNetConfig)
+    image_size: ImageSize = 0
+    network: Annotated[UNetConfig | UViTConfig, PlainValidator(_read_network)] = field(
+        default_factory=UNetConfig
+    )
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     prediction: Prediction = "v"
-    cond_dropout: float = 0.1
+    cond_dropout: Fraction = 0.1
     weighting: WeightingConfig = field(default_factory=lambda: WeightingConfig(name="v"))
-    sampling_steps: int = 256
+    sampling_steps: Count = 256
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(learning_rate=2e-3, beta1=0.9, eps=1e-8, warmup_steps=200)
     )
     monitor: MonitorConfig = field(default_factory=lambda: MonitorConfig(every=1000))
-    device: str = AUTO
+    device: Device = AUTO
     precision: Precision = "float32"
 
 
-@dataclass(frozen=True)
+@settings()
 class DistillConfig:
     """Distilling a teacher by moment matching.
 
@@ -305,12 +358,9 @@ class DistillConfig:
             else docs/data.md names.
         image_size: as in training a teacher.
         steps: k, network calls of the student, 1 to 16.
-        method: "alternating" (Algorithm 2) or "instant" (Algorithm 3: no auxiliary network).
-        update: of alternating: "alternating", as the paper, or "joint" (both networks from one draw, 0.7 of
-            the cost).
+        method: the algorithm and its own settings: `AlternatingConfig` (Algorithm 2), `InstantConfig`
+            (Algorithm 3: no auxiliary network), …; in Python a name, such as "instant", will do.
         weighting: w(s) and p(s).
-        teacher_term: factor of the auxiliary's pull towards the teacher; 1 in the paper.
-        instant: settings of Algorithm 3.
         guidance: of the teacher.
         schedule: the student's noise schedule.
         posterior: "conditional" draws z_s given z_t and x̃, the paper; "fresh" forgets z_t (its ablation).
@@ -319,6 +369,7 @@ class DistillConfig:
         student_dropout: dropout rate of the student; none in the paper.
         warm_start_steps: of the steps, how many come first that train the student by plain denoising, for a
             student whose schedule is not its teacher's; they count in train.num_steps.
+        ema: an average of the student's weights.
         stopping: when to end early.
         train: length and rhythm; a pair of alternating updates counts as two steps. A step of Algorithm 3
             takes two minibatches of batch_size.
@@ -330,28 +381,58 @@ class DistillConfig:
 
     teacher: str = "digits"
     null_label: int = -1
-    teacher_size: int = 0
+    teacher_size: AtLeast0 = 0
     data: str = "digits"
-    image_size: int = 0
-    steps: int = 8
-    method: Literal["alternating", "instant"] = "alternating"
-    update: Literal["alternating", "joint"] = "alternating"
+    image_size: ImageSize = 0
+    steps: Annotated[int, Field(ge=1, le=MAX_STUDENT_STEPS), Remedy(f"use 1 to {MAX_STUDENT_STEPS}")] = 8
+    method: Annotated[MethodConfig, PlainValidator(registry_of_methods.read)] = field(
+        default_factory=AlternatingConfig
+    )
     weighting: WeightingConfig = field(default_factory=WeightingConfig)
-    teacher_term: float = 1.0
-    instant: InstantConfig = field(default_factory=InstantConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(name="teacher"))
     posterior: Posterior = "conditional"
     source: Source = "data"
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    student_dropout: float = 0.0
-    warm_start_steps: int = 0
+    student_dropout: Fraction = 0.0
+    warm_start_steps: AtLeast0 = 0
+    ema: EmaConfig = field(default_factory=EmaConfig)
     stopping: StoppingConfig = field(default_factory=StoppingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
-    device: str = AUTO
+    device: Device = AUTO
     precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        """Settings that must fit each other."""
+        method, stopping = self.method, self.stopping
+        require(
+            self.warm_start_steps < self.train.num_steps,
+            "warm_start_steps",
+            self.warm_start_steps,
+            f"it must be below train.num_steps, which is {self.train.num_steps}",
+        )
+        if stopping.active:
+            require(self.monitor.every > 0, "monitor.every", 0, "a stopping rule needs looks at the samples")
+        require(
+            not stopping.within_noise or method.vanishing is not None,
+            "stopping.within_noise",
+            stopping.within_noise,
+            "it needs method=instant, whose loss falls to 0; use stopping.patience here",
+        )
+        require(
+            "auxiliary" in method.learning or self.adapter.auxiliary == "adapter",
+            "adapter.auxiliary",
+            self.adapter.auxiliary,
+            f"leave it out with method={method.name}",
+        )
+        require(
+            self.source == "data" or not getattr(method, "centre", False),
+            "source",
+            self.source,
+            "method.centre needs source=data",
+        )
 
 
 RunConfig = TeacherConfig | DistillConfig
@@ -360,7 +441,11 @@ RunConfig = TeacherConfig | DistillConfig
 def to_json(config: RunConfig) -> dict[str, Any]:
     """The config as JSON types, with the kind of run."""
     if isinstance(config, DistillConfig):
-        fields = {"kind": "distill", **asdict(config)}
+        fields = {"kind": "distill", **asdict(config), "method": registry_of_methods.to_json(config.method)}
     else:
         fields = {"kind": "train-teacher", **asdict(config), "network": registry.to_json(config.network)}
     return json.loads(json.dumps(fields))
+
+
+Kind = type[TeacherConfig] | type[DistillConfig]
+KINDS: dict[str, Kind] = {"train-teacher": TeacherConfig, "distill": DistillConfig}

@@ -17,6 +17,7 @@ from momatch.data.collections import (
     to_labels,
 )
 from momatch.data.image_io import DataError, central_square, to_pixels
+from momatch.utils.text import first_line
 
 PREFIX = "hf:"
 
@@ -90,7 +91,7 @@ def _load(source: str, name: str, split: str) -> Any:
         path, config = "/".join(parts[:2]), parts[2] if len(parts) > 2 else None
         return datasets.load_dataset(path, config, split=split)
     except (OSError, ValueError, LookupError) as error:
-        reason = (str(error).strip("'\" \n") or type(error).__name__).splitlines()[0]
+        reason = first_line(error).strip("'\"")  # a KeyError quotes its text
         raise DataError(
             f"cannot load {source} ({reason}); give hf:ORG/NAME:SPLIT as the hub has it, or hf:FOLDER as "
             "save_to_disk wrote it"

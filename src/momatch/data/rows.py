@@ -19,6 +19,7 @@ from torch import Tensor
 
 from momatch.utils.errors import UsageError
 from momatch.utils.files import fingerprint
+from momatch.utils.text import first_line
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -264,7 +265,7 @@ def opened(path: Path) -> safe_open:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError, ValueError) as error:
         raise DamagedShardError(
-            f"the shard {path} is missing or damaged ({str(error).splitlines()[0]}); delete it and run "
+            f"the shard {path} is missing or damaged ({first_line(error)}); delete it and run "
             "momatch prepare again, which makes it anew"
         ) from None
 

@@ -33,13 +33,16 @@ Hinkley 1997, chapters 2 and 5 (bootstrap).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from momatch.evaluation.features import check_pair
+from momatch.evaluation.memo import Memo, circumstances
 from momatch.evaluation.statistics import FeatureStatistics
 
 NORMAL_95 = 1.959964
@@ -47,6 +50,8 @@ NORMAL_95 = 1.959964
 EXACT_BELOW = 2000
 # Block moments take blocks × D² numbers; 2²⁷ of them are 1 GiB in float64.
 MOMENT_BUDGET = 2**27
+# A reference's resamples are kept for the next set up to resamples × D² numbers: 2²⁵ are 256 MiB.
+KEPT_BUDGET = 2**25
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
@@ -60,7 +65,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
             f"statistics of {a.mean.numel()} and {b.mean.numel()} dimensions cannot be compared; "
             "extract both with the same extractor"
         )
-    return _distance(a.mean, _root(a.covariance), b.mean, _root(b.covariance))
+    return _distance(_Gaussian.of(a), _Gaussian.of(b))
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ def frechet_bootstrap(
     resamples: int = 200,
     blocks: int = 200,
     groups: Tensor | None = None,
+    memo: Memo | None = None,
 ) -> FrechetBootstrap:
     """Fréchet distances of one or more generated sets to a reference, resampled.
 
@@ -130,6 +136,8 @@ def frechet_bootstrap(
         blocks: for sets above 2,000 samples.
         groups: (N,) int64 from 0, which samples belong together, in all sets alike: those of one prompt, say,
             or of one noise. Groups are resampled whole, the same ones in every set; sets must be of size N.
+        memo: of the reference and of all sets but the first, which must be the same whenever it is given:
+            their part is computed once, if 256 MiB hold it (D = 400 at 200 resamples). Not with groups.
 
     Raises:
         ValueError: if a set is unusable, the dimensions differ, sizes do not fit the groups, or fewer than 2
@@ -144,6 +152,11 @@ def frechet_bootstrap(
         check_pair(features, reference)
     if groups is not None and {len(groups)} != {len(s) for s in sets}:
         raise ValueError(f"{len(groups)} samples are in groups, the sets have {[len(s) for s in sets]}")
+    kept: list[tuple[_Gaussian, list[float]]] = []
+    keep = memo is not None and groups is None and resamples * reference.shape[1] ** 2 <= KEPT_BUDGET
+    if keep and memo is not None:
+        key = (circumstances(sets[0], generator), resamples, blocks, len(sets))
+        kept = memo.recall("frechet", key, list)
     origin = reference.double().cpu().mean(0)
     real, *others = [s.detach().double().cpu() - origin for s in [reference, *sets]]
     whole = _BlockMoments(real, blocks, generator)
@@ -152,16 +165,38 @@ def frechet_bootstrap(
     else:
         moments = [_GroupMoments(s, groups.cpu()) for s in others]
 
-    def resample() -> list[float]:
-        again = [whole.weighted(whole.draw(generator))]
-        shared = None if groups is None else moments[0].draw(generator)
-        again += [m.weighted(m.draw(generator) if shared is None else shared) for m in moments]
-        return _distances(again)
+    def weights() -> Iterator[list[Tensor]]:
+        yield [m.once() for m in [whole, *moments]]
+        for _ in range(resamples):
+            first = whole.draw(generator)
+            shared = None if groups is None else moments[0].draw(generator)
+            yield [first, *(m.draw(generator) if shared is None else shared for m in moments)]
 
-    values = _distances([m.weighted(m.once()) for m in [whole, *moments]])
-    resampled = [resample() for _ in range(resamples)]
-    double = torch.float64
-    return FrechetBootstrap(torch.tensor(values, dtype=double), torch.tensor(resampled, dtype=double))
+    def distances(place: int, of_reference: Tensor, of_sample: Tensor, *of_others: Tensor) -> list[float]:
+        if place < len(kept):  # the weights above are drawn all the same, for the sake of the generator
+            real, known = kept[place]
+        else:
+            real = _Gaussian.of(whole.weighted(of_reference))
+            constant = zip(moments[1:], of_others, strict=True)
+            known = [_distance(_Gaussian.of(m.weighted(w)), real) for m, w in constant]
+            if keep:
+                kept.append((real, known))
+        return [_distance(_Gaussian.of(moments[0].weighted(of_sample)), real), *known]
+
+    found = [distances(place, *each) for place, each in enumerate(weights())]
+    values = torch.tensor(found, dtype=torch.float64)
+    return FrechetBootstrap(values[0], values[1:])
+
+
+class _Gaussian(NamedTuple):
+    """Mean (D,) and a root (D, D) of the covariance: what equation (1) needs of a set."""
+
+    mean: Tensor
+    root: Tensor
+
+    @classmethod
+    def of(cls, statistics: FeatureStatistics) -> _Gaussian:
+        return cls(statistics.mean, _root(statistics.covariance))
 
 
 class _BlockMoments:
@@ -171,9 +206,16 @@ class _BlockMoments:
         n, d = features.shape
         count = min(n if n <= EXACT_BELOW else blocks, max(2, MOMENT_BUDGET // d**2))
         parts = features[torch.randperm(n, generator=generator)].tensor_split(count)
+        self.parts = parts
         self.sizes = torch.tensor([len(part) for part in parts]).double()
-        self.sums = torch.stack([part.sum(0) for part in parts])
-        self.products = torch.stack([(part.T @ part).flatten() for part in parts])
+
+    @cached_property
+    def sums(self) -> Tensor:
+        return torch.stack([part.sum(0) for part in self.parts])
+
+    @cached_property
+    def products(self) -> Tensor:
+        return torch.stack([(part.T @ part).flatten() for part in self.parts])
 
     def once(self) -> Tensor:
         return torch.ones_like(self.sizes)
@@ -206,19 +248,13 @@ class _GroupMoments(_BlockMoments):
         return FeatureStatistics(mean, (products - n * torch.outer(mean, mean)) / (n - 1), round(n))
 
 
-def _distances(statistics: list[FeatureStatistics]) -> list[float]:
-    """Distances of all but the first to the first."""
-    reference, root = statistics[0], _root(statistics[0].covariance)
-    return [_distance(s.mean, _root(s.covariance), reference.mean, root) for s in statistics[1:]]
-
-
-def _distance(mean_a: Tensor, root_a: Tensor, mean_b: Tensor, root_b: Tensor) -> float:
+def _distance(a: _Gaussian, b: _Gaussian) -> float:
     """Equation (1) from Σ = R Rᵀ: tr (Σ₁^½ Σ₂ Σ₁^½)^½ is the sum of the singular values of R₁ᵀ R₂.
 
     No square root is taken of a small difference, so singular covariances cost no accuracy.
     """
-    overlap = torch.linalg.svdvals(root_a.T @ root_b).sum()
-    distance = (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * overlap
+    overlap = torch.linalg.svdvals(a.root.T @ b.root).sum()
+    distance = (a.mean - b.mean).square().sum() + a.root.square().sum() + b.root.square().sum() - 2 * overlap
     return max(float(distance), 0.0)
 
 

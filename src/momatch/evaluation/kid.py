@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from momatch.evaluation.features import check_pair
+from momatch.evaluation.memo import Memo, circumstances
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,11 @@ class KernelDistance:
 
 
 def kid(
-    generated: Tensor, reference: Tensor, generator: torch.Generator, groups: int = 100
+    generated: Tensor,
+    reference: Tensor,
+    generator: torch.Generator,
+    groups: int = 100,
+    memo: Memo | None = None,
 ) -> KernelDistance:
     """Equation (1) with its jackknife error.
 
@@ -50,15 +55,18 @@ def kid(
         reference: (M, D).
         generator: shuffles the samples into groups; it moves the error a little, the value not at all.
         groups: groups on each side; a side with fewer than twice as many samples has groups of about 2.
+        memo: of this reference: the mean over its own pairs is computed once.
 
     Raises:
         ValueError: if a side is unusable (fewer than 4 samples), the dimensions differ, or groups is below 2.
     """
+    key = (circumstances(generated, generator), groups)
     x, y = (
         _prepare(generated, reference, groups, generator),
         _prepare(reference, generated, groups, generator),
     )
-    within_x, within_y, between = _within(x), _within(y), _between(x, y)
+    within_x, between = _within(x), _between(x, y)
+    within_y = (memo or Memo()).recall("kid", key, lambda: _within(y))
     value = within_x.mean + within_y.mean - 2 * between.mean
     variance = _jackknife(within_x.without - 2 * between.without_first)
     variance += _jackknife(within_y.without - 2 * between.without_second)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any, TypedDict, cast
 
 import torch
@@ -19,7 +20,8 @@ from momatch.data.rows import Rows
 from momatch.evaluation.features import Classifier, FeatureExtractor, batches, check_pair, extract
 from momatch.evaluation.frechet import NORMAL_95, frechet_bootstrap, frechet_distance
 from momatch.evaluation.kid import kid
-from momatch.evaluation.neighbours import compare_distances, nearest_distances
+from momatch.evaluation.memo import Memo, circumstances
+from momatch.evaluation.neighbours import Neighbours, compare_distances
 from momatch.evaluation.precision_recall import precision_recall
 from momatch.evaluation.statistics import FeatureStatistics
 
@@ -90,7 +92,7 @@ class EvaluationResult:
         Raises:
             ValueError: if a measurement has unknown or missing entries.
         """
-        names = {field.name for field in fields(Measurement)}
+        names = {each.name for each in fields(Measurement)}
         rows = []
         for row in data["measurements"]:
             if set(row) != names:
@@ -155,26 +157,112 @@ def evaluate(
         ValueError: if there are too few pictures, their features are not finite, or some batches have labels
         and others not.
     """
-    extractors = list(extractors) if isinstance(extractors, Sequence) else [extractors]
-    reference_images, reference_labels = reference if isinstance(reference, tuple) else (reference, None)
-    pulled = _pull(samples, extractors, classifier, training_images, batch_size)
-    counts = _Counts(
-        reference=reference_name, n_generated=pulled.n, n_reference=len(reference_images), seed=seed
+    measured_against = Reference(
+        reference,
+        extractors,
+        classifier,
+        training_images,
+        name=reference_name,
+        seed=seed,
+        resamples=resamples,
+        batch_size=batch_size,
+        space=space,
     )
-    rows: list[Measurement] = []
-    for extractor, generated in zip(extractors, pulled.features, strict=True):
-        real = extract(extractor, reference_images, batch_size)
-        training = None if training_images is None else extract(extractor, training_images, batch_size)
-        check_pair(generated, real)
-        rows += _frechet(generated, real, training, resamples, extractor.name, counts)
-        rows += _kid_precision_recall(generated, real, extractor.name, counts)
-    if classifier is not None:
-        hits = _hits(classifier, reference_images, reference_labels, batch_size)
-        rows += _accuracy(pulled.hits, hits, classifier, counts)
-    if training_images is not None:
-        held_out = nearest_distances(reference_images, training_images)
-        rows += _neighbours(pulled.nearest, held_out, len(training_images), space, counts)
-    return EvaluationResult(rows)
+    return measured_against.measure(samples)
+
+
+class Reference:
+    """Real images that any number of sample sets are measured against, one after the other.
+
+    What does not depend on the samples is computed when the first set needs it, and kept for the next: the
+    features of reference and training images, what the classifier makes of the reference, how near it lies to
+    the training images, and the share of both in the bootstrap. The numbers are those of `evaluate`.
+
+    Args:
+        images: as the reference of `evaluate`, as are all others.
+        extractors: see there.
+        classifier: see there.
+        training_images: see there.
+        name: what to call the reference in reports.
+        seed: see there.
+        resamples: see there.
+        batch_size: see there.
+        space: see there.
+    """
+
+    def __init__(
+        self,
+        images: Tensor | Rows | tuple[Tensor | Rows, Tensor | None],
+        extractors: FeatureExtractor | Sequence[FeatureExtractor],
+        classifier: Classifier | None = None,
+        training_images: Tensor | None = None,
+        *,
+        name: str = "held-out",
+        seed: int = 0,
+        resamples: int = 200,
+        batch_size: int = 500,
+        space: str = "pixels",
+    ):
+        self.images, self.labels = images if isinstance(images, tuple) else (images, None)
+        self.extractors = list(extractors) if isinstance(extractors, Sequence) else [extractors]
+        self.classifier, self.training_images = classifier, training_images
+        self._neighbours = None if training_images is None else Neighbours(training_images)
+        self.name, self.seed, self.resamples = name, seed, resamples
+        self.batch_size, self.space = batch_size, space
+
+    def measure(self, samples: Samples) -> EvaluationResult:
+        """All measurements of a set of samples, which is read once; see `evaluate`.
+
+        Raises:
+            ValueError: as `evaluate`.
+        """
+        pulled = _pull(samples, self.extractors, self.classifier, self._neighbours, self.batch_size)
+        counts = _Counts(
+            reference=self.name, n_generated=pulled.n, n_reference=len(self.images), seed=self.seed
+        )
+        rows: list[Measurement] = []
+        for generated, real in zip(pulled.features, self._features, strict=True):
+            check_pair(generated, real.reference)
+            rows += _frechet(generated, real, self.resamples, counts)
+            rows += _kid_precision_recall(generated, real, counts)
+        if self.classifier is not None:
+            rows += _accuracy(pulled.hits, self._hits, self.classifier, counts)
+        if self.training_images is not None:
+            rows += _neighbours(pulled.nearest, self._nearest, len(self.training_images), self.space, counts)
+        return EvaluationResult(rows)
+
+    # Cached, not computed in __init__: errors about samples come first, and progress shows from the start.
+    @cached_property
+    def _features(self) -> list[_RealFeatures]:
+        def of(extractor: FeatureExtractor, images: Tensor | Rows | None) -> Tensor | None:
+            return None if images is None else extract(extractor, images, self.batch_size)
+
+        return [
+            _RealFeatures(
+                each.name, extract(each, self.images, self.batch_size), of(each, self.training_images)
+            )
+            for each in self.extractors
+        ]
+
+    @cached_property
+    def _hits(self) -> Tensor:
+        assert self.classifier is not None
+        return _hits(self.classifier, self.images, self.labels, self.batch_size)
+
+    @cached_property
+    def _nearest(self) -> Tensor:
+        assert self._neighbours is not None
+        return self._neighbours.distances(self.images)
+
+
+@dataclass(frozen=True)
+class _RealFeatures:
+    """Features (M, D) and (K, D) of reference and training images, and what was computed from them alone."""
+
+    name: str
+    reference: Tensor
+    training: Tensor | None
+    memo: Memo = field(default_factory=Memo)
 
 
 class _Counts(TypedDict):
@@ -200,7 +288,7 @@ def _pull(
     samples: Samples,
     extractors: list[FeatureExtractor],
     classifier: Classifier | None,
-    training_images: Tensor | None,
+    neighbours: Neighbours | None,
     batch_size: int,
 ) -> _Pulled:
     n, features, hits, nearest = 0, [[] for _ in extractors], [], []
@@ -212,8 +300,8 @@ def _pull(
             collected.append(extract(extractor, images, batch_size))
         if classifier is not None and labels is not None:
             hits.append(_hits(classifier, images, labels, batch_size))
-        if training_images is not None:
-            nearest.append(nearest_distances(images, training_images))
+        if neighbours is not None:
+            nearest.append(neighbours.distances(images))
     if n < 2:
         raise ValueError(f"{n} generated samples are too few; give at least 2")
     known = sum(len(part) for part in hits)
@@ -248,17 +336,11 @@ def _hits(classifier: Classifier, images: Tensor | Rows, labels: Tensor | None, 
     return (predicted == labels.cpu()).float()
 
 
-def _frechet(
-    generated: Tensor,
-    real: Tensor,
-    training: Tensor | None,
-    resamples: int,
-    name: str,
-    counts: _Counts,
-) -> list[Measurement]:
+def _frechet(generated: Tensor, real: _RealFeatures, resamples: int, counts: _Counts) -> list[Measurement]:
     rng = torch.Generator().manual_seed(counts["seed"])
+    name, training = real.name, real.training
     sets = [generated] if training is None else [generated, training]
-    bootstrap = frechet_bootstrap(sets, real, rng, resamples)
+    bootstrap = frechet_bootstrap(sets, real.reference, rng, resamples, memo=real.memo)
     one = bootstrap.interval(0)
     error = one.standard_error
     rows = [
@@ -272,8 +354,8 @@ def _frechet(
     if training is None:
         return rows
     distinct = f"{len(training)} distinct training pictures"
-    drawn = training[torch.randint(len(training), (len(generated),), generator=rng)]
-    floor = frechet_distance(FeatureStatistics.from_features(drawn), FeatureStatistics.from_features(real))
+    key = circumstances(generated, rng)
+    floor = real.memo.recall("floor", key, lambda: _floor(training, real.reference, len(generated), rng))
     note = f"{distinct}, resampled with replacement to n_generated; {_AT_THESE_N}"
     rows.append(_with_error("frechet_floor", floor, bootstrap.interval(1).standard_error, name, counts, note))
     above = bootstrap.difference(0, 1)
@@ -285,9 +367,18 @@ def _frechet(
 _AT_THESE_N = "biased upwards by finite n; interval for the average at these n"
 
 
-def _kid_precision_recall(generated: Tensor, real: Tensor, name: str, counts: _Counts) -> list[Measurement]:
-    kernel = kid(generated, real, torch.Generator().manual_seed(counts["seed"]))
-    shape = precision_recall(generated, real, torch.Generator().manual_seed(counts["seed"]))
+def _floor(training: Tensor, reference: Tensor, n: int, rng: torch.Generator) -> float:
+    drawn = training[torch.randint(len(training), (n,), generator=rng)]
+    statistics = FeatureStatistics.from_features
+    return frechet_distance(statistics(drawn), statistics(reference))
+
+
+def _kid_precision_recall(generated: Tensor, real: _RealFeatures, counts: _Counts) -> list[Measurement]:
+    name = real.name
+    kernel = kid(generated, real.reference, torch.Generator().manual_seed(counts["seed"]), memo=real.memo)
+    shape = precision_recall(
+        generated, real.reference, torch.Generator().manual_seed(counts["seed"]), memo=real.memo
+    )
     used = _Counts({**counts, "n_generated": shape.n, "n_reference": shape.n})
     return [
         _with_error("kid", kernel.value, kernel.standard_error, name, counts, "unbiased, may be negative"),

@@ -8,6 +8,7 @@ quantile is 1 %.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,8 +49,8 @@ def neighbour_check(
     Raises:
         ValueError: if a set is empty, or the sizes of the pictures differ.
     """
-    distances = nearest_distances(generated, training, chunk)
-    return compare_distances(distances, nearest_distances(held_out, training, chunk))
+    neighbours = Neighbours(training)
+    return compare_distances(neighbours.distances(generated, chunk), neighbours.distances(held_out, chunk))
 
 
 def compare_distances(generated: Tensor, held_out: Tensor) -> NeighbourCheck:
@@ -74,20 +75,36 @@ def nearest_distances(images: Tensor | Rows, training: Tensor, chunk: int = 1000
     Raises:
         ValueError: if a set is empty, or the sizes of the pictures differ.
     """
-    if not len(images) or not len(training):
-        raise ValueError(
-            f"{len(images)} pictures and {len(training)} training pictures: neither may be empty"
-        )
-    if images.shape[1:] != training.shape[1:]:
-        raise ValueError(
-            f"pictures of shape {tuple(images.shape[1:])} cannot be compared with training pictures of shape "
-            f"{tuple(training.shape[1:])}; give both at one size"
-        )
-    base = training.flatten(1).float()
-    half_norms = base.square().sum(1) / 2
-    found = []
-    for part in images.split(chunk) if isinstance(images, Tensor) else images.chunks(chunk):
-        part = part.flatten(1).float().to(base.device)
-        nearest = base[torch.addmm(-half_norms, part, base.T).argmax(1)]
-        found.append((part.double() - nearest.double()).square().sum(1).sqrt().cpu())
-    return torch.cat(found)
+    return Neighbours(training).distances(images, chunk)
+
+
+class Neighbours:
+    """Training pictures (K, …), made ready once for any number of pictures to be compared with them."""
+
+    def __init__(self, training: Tensor):
+        self.training = training
+
+    @cached_property
+    def _flat(self) -> tuple[Tensor, Tensor]:
+        """(K, D), and half the squared norm of each, (K,)."""
+        flat = self.training.flatten(1).float()
+        return flat, flat.square().sum(1) / 2
+
+    def distances(self, images: Tensor | Rows, chunk: int = 1000) -> Tensor:
+        """As `nearest_distances`."""
+        if not len(images) or not len(self.training):
+            raise ValueError(
+                f"{len(images)} pictures and {len(self.training)} training pictures: neither may be empty"
+            )
+        if images.shape[1:] != self.training.shape[1:]:
+            raise ValueError(
+                f"pictures of shape {tuple(images.shape[1:])} cannot be compared with training pictures of "
+                f"shape {tuple(self.training.shape[1:])}; give both at one size"
+            )
+        base, half_norms = self._flat
+        found = []
+        for part in images.split(chunk) if isinstance(images, Tensor) else images.chunks(chunk):
+            part = part.flatten(1).float().to(base.device)
+            nearest = base[torch.addmm(-half_norms, part, base.T).argmax(1)]
+            found.append((part.double() - nearest.double()).square().sum(1).sqrt().cpu())
+        return torch.cat(found)

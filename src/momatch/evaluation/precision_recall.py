@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from momatch.evaluation.features import check_pair
+from momatch.evaluation.memo import Memo, circumstances
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,12 @@ class PrecisionRecall:
 
 
 def precision_recall(
-    generated: Tensor, reference: Tensor, generator: torch.Generator, k: int = 3, chunk: int = 1000
+    generated: Tensor,
+    reference: Tensor,
+    generator: torch.Generator,
+    k: int = 3,
+    chunk: int = 1000,
+    memo: Memo | None = None,
 ) -> PrecisionRecall:
     """Improved precision and recall on equally many samples from both sides.
 
@@ -43,6 +49,7 @@ def precision_recall(
         generator: picks min(N, M) of the larger side, without replacement.
         k: which neighbour sets the radius.
         chunk: rows of the distance matrix held at a time.
+        memo: of this reference: its shape is computed once.
 
     Raises:
         ValueError: if k is below 1, a side has k samples or fewer, or the features are unusable.
@@ -51,8 +58,10 @@ def precision_recall(
         raise ValueError(f"k must be at least 1, got {k}; 3 is usual")
     check_pair(generated, reference, minimum=k + 1)
     n = min(len(generated), len(reference))
+    key = (circumstances(generated, generator), k)
     x, y = _subset(generated, n, generator), _subset(reference, n, generator)
-    inside_y = _covered(x, y, _radii(y, k, chunk), chunk)
+    radii = (memo or Memo()).recall("radii", key, lambda: _radii(y, k, chunk))
+    inside_y = _covered(x, y, radii, chunk)
     inside_x = _covered(y, x, _radii(x, k, chunk), chunk)
     return PrecisionRecall(float(inside_y.double().mean()), float(inside_x.double().mean()), n)
 

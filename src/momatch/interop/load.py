@@ -11,6 +11,7 @@ from momatch.models.model import Model, ModelError, Student, load_model
 from momatch.networks import custom
 from momatch.networks.configs import CustomConfig
 from momatch.utils.errors import UsageError
+from momatch.utils.run_folder import RunFolder
 
 ASSETS = Path(__file__).parent.parent / "assets"
 HUB_NAME = re.compile(r"(?!runs/)[\w-][\w.-]*/[\w-][\w.-]*")  # momatch's own runs are never on the hub
@@ -69,8 +70,8 @@ def load_any(source: str | Path, null_label: int | None = None, size: int | None
         return load_teacher(source, null_label, size)
     if str(source) == "digits":
         return _own_teacher("digits")
-    distilled = (path / "student").is_dir() or '"kind": "distill"' in _text(path / "config.json")
-    return _from_run(path, "student" if distilled else "teacher")
+    folder = RunFolder(path)
+    return _from_run(path, "student" if folder.model("student").is_dir() else folder.role)
 
 
 def _built(builder: str) -> Model:
@@ -94,12 +95,8 @@ def _from_run(path: Path, part: str) -> Model:
         raise ModelError(
             f"{path} holds a teacher, not a student; distil one: momatch distill RECIPE --teacher {path}"
         )
-    if (path / "config.json").is_file() and not (path / part / "model.json").is_file():
+    if RunFolder(path).exists and not (path / part / "model.json").is_file():
         raise ModelError(
             f"the run {path} has no {part} yet; to finish it, run the command again that began it"
         )
     return load_model(path / part if (path / part).is_dir() else path)
-
-
-def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.is_file() else ""

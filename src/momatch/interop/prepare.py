@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from momatch.interop.encoders import Encoders, SentenceEncoders
 from momatch.utils import devices
 from momatch.utils.errors import UsageError
 from momatch.utils.files import fingerprint, write_atomically
+from momatch.utils.run_folder import RunFolder, exclusive
 
 READERS = 4  # threads that decode pictures while the encoders work
 MARK = "settings and contents"  # in the header of a shard: fingerprints of both
@@ -306,23 +306,9 @@ def _settings(
 @contextmanager
 def _claimed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Make `folder` that of these settings, and keep other processes out of it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise UsageError(
-            f"another process is preparing {folder}; wait for it, stop it, or choose another --out"
-        ) from None
-    except OSError as error:
-        raise UsageError(
-            f"cannot write into {folder}: {error.strerror or error}; choose another --out"
-        ) from None
-    try:
+    with exclusive(folder, "preparing"):
         _claim(folder, settings)
         yield
-    finally:
-        lock.release()
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
@@ -344,7 +330,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
                 f"{folder} was prepared from other data or settings ({'; '.join(changed[:3])}); choose "
                 "another --out, or delete that folder"
             )
-    elif any(file.name != ".lock" for file in folder.iterdir()):
+    elif not RunFolder(folder).is_empty:
         raise UsageError(f"{folder} is not empty and holds no prepared data; choose another --out")
     _write_json(path, settings)
 

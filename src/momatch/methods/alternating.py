@@ -8,18 +8,21 @@ until, at every noise level, the data that it makes denoise as the teacher says 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from momatch.diffusion.denoiser import Denoiser
-from momatch.methods.base import Batch, Update, per_sample, sample_statistics
+from momatch.methods.base import Batch, Method, MethodConfig, Update, per_sample, sample_statistics
+from momatch.methods.context import Context
 from momatch.methods.transition import Transition
 from momatch.methods.weighting import Weighting, flat
+from momatch.utils.settings import settings
 
 
-class Alternating:
+class Alternating(Method):
     """Algorithm 2 ("Multistep Distillation of Diffusion Models via Moment Matching", NeurIPS 2024).
 
     Args:
@@ -83,3 +86,50 @@ class Alternating:
     def trainable(self) -> Mapping[str, nn.Module]:
         """{"student": η, "auxiliary": φ}."""
         return {"student": self.student, "auxiliary": self.auxiliary}
+
+
+@settings("method")
+class AlternatingConfig(MethodConfig):
+    """Algorithm 2: a student and an auxiliary network take turns.
+
+    Attributes:
+        update: "alternating", as the paper, or "joint" (both networks from one draw, 0.7 of the cost).
+        teacher_term: factor of the auxiliary's pull towards the teacher; 1 in the paper.
+    """
+
+    name: ClassVar[str] = "alternating"
+    learning: ClassVar[tuple[str, ...]] = ("student", "auxiliary")
+    headline: ClassVar[str] = "gap"
+    label: ClassVar[str] = "gap ‖x_auxiliary − x_teacher‖²"
+    caption: ClassVar[str] = (
+        "How far the auxiliary model, which follows the student, is from the teacher (weighted)."
+    )
+
+    update: Literal["alternating", "joint"] = "alternating"
+    teacher_term: Annotated[float, Field(ge=0)] = 1.0
+
+    def forward_units(self, guided: bool) -> int:
+        """Three forwards and the backward of what learns: 10 for a pair; joint, both backwards: 7."""
+        return (7 if self.update == "joint" else 5) + (1 if guided else 0)
+
+    @property
+    def title(self) -> str:
+        """As in the paper."""
+        return f"{self.update} (Algorithm 2)"
+
+    @property
+    def learning_at_once(self) -> int:
+        """Both networks, if they learn from one draw."""
+        return 2 if self.update == "joint" else 1
+
+    def build(self, context: Context) -> Alternating:
+        """φ is another copy of the teacher."""
+        return Alternating(
+            context.teacher,
+            context.student,
+            context.auxiliary(),
+            context.transition,
+            context.weighting,
+            self.update,
+            self.teacher_term,
+        )

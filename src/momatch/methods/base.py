@@ -1,18 +1,27 @@
-"""What a training algorithm is, and what goes in and out of one step of it."""
+"""What a training algorithm is, what goes in and out of one step of it, and what it declares of itself.
+
+A new algorithm is one file beside this one: a `Method`, and the `MethodConfig` that builds it. Nothing else
+names it; the command line, plan, progress, report and checkpoints read what the two declare.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from momatch.diffusion.interface import Cond, cond_rows
 from momatch.diffusion.process import per_sample
+from momatch.utils.settings import settings
 
-__all__ = ["Batch", "Method", "Update", "per_sample", "sample_statistics", "saturation"]
+if TYPE_CHECKING:
+    from momatch.methods.context import Context
+
+__all__ = ["Batch", "Method", "MethodConfig", "Update", "per_sample", "sample_statistics", "saturation"]
 
 
 @dataclass(frozen=True)
@@ -23,18 +32,25 @@ class Batch:
         x: (B, …) clean data.
         cond: condition of each sample, or None.
         generator: on x's device; seeded by the run's seed and the step, so a step can be repeated exactly.
+        rows: (B,) which rows of the data they are, on the CPU, so that a method can look up what a tensor
+            cannot hold, such as prompts; None where they come from no table.
     """
 
     x: Tensor
     cond: Cond | None
     generator: torch.Generator
+    rows: Tensor | None = None
 
     def halves(self) -> tuple[Batch, Batch]:
         """Two independent minibatches of half the size, drawing from the same generator."""
         size = len(self.x) // 2
         cut = slice(size), slice(size, 2 * size)
-        first, second = (Batch(self.x[p], cond_rows(self.cond, p), self.generator) for p in cut)
+        first, second = (self._part(rows) for rows in cut)
         return first, second
+
+    def _part(self, part: slice) -> Batch:
+        rows = None if self.rows is None else self.rows[part]
+        return Batch(self.x[part], cond_rows(self.cond, part), self.generator, rows)
 
     def normal(self) -> Tensor:
         """ε ~ N(0, I) in the shape of x."""
@@ -60,17 +76,78 @@ class Update:
     metrics: Callable[[], dict[str, Tensor]]
 
 
-class Method(Protocol):
-    """A training algorithm."""
+class Method(ABC):
+    """A training algorithm. What it needs beyond `trainable` and `step` has defaults that fit most."""
 
     @property
+    @abstractmethod
     def trainable(self) -> Mapping[str, nn.Module]:
         """The networks that learn, by role ("student", "auxiliary", …). Each gets an optimizer of its own."""
-        ...
 
+    @abstractmethod
     def step(self, step: int, batch: Batch) -> Update:
         """Iteration `step` of the algorithm: a pure function of (step, batch, weights), no hidden counter."""
-        ...
+
+    def after_update(self, step: int) -> None:  # noqa: B027 (most methods have nothing to do)
+        """Called once the optimizers have acted on what `step(step, …)` gave: to move an average, say."""
+
+    @property
+    def kept(self) -> Mapping[str, nn.Module]:
+        """What else a checkpoint must hold, by name: an average, say. It has no optimizer."""
+        return {}
+
+    @property
+    def optimizer_overrides(self) -> Mapping[str, Mapping[str, Any]]:
+        """Optimizer settings that differ from the run's, by role: {"auxiliary": {"beta1": 0.9}}."""
+        return {}
+
+
+@settings("method")
+class MethodConfig:
+    """The settings of an algorithm, and what others must know of it before it is built.
+
+    Attributes:
+        name: what `--method` calls it.
+        learning: the roles that learn; each is a network of the teacher's shape.
+        minibatches: how many of train.batch_size a step takes.
+        headline: the logged metric that says how a run goes.
+        label: what that metric is, for the axis of a plot.
+        caption: the same in a sentence or two, for the report.
+        vanishing: a logged metric that falls to 0 on average as the student gets right, if there is one: a
+            stopping rule can read it.
+        teacher_copies: tensors in the shape of all the teacher's weights that a step holds besides.
+    """
+
+    name: ClassVar[str] = ""
+    learning: ClassVar[tuple[str, ...]] = ("student",)
+    minibatches: ClassVar[int] = 1
+    headline: ClassVar[str] = "loss"
+    label: ClassVar[str] = "loss"
+    caption: ClassVar[str] = "The loss."
+    vanishing: ClassVar[str | None] = None
+    teacher_copies: ClassVar[int] = 0
+
+    def forward_units(self, guided: bool) -> int:
+        """Cost of a step in forward passes of one network on one minibatch; a backward pass counts as two.
+
+        Args:
+            guided: whether the teacher is, so that each of its passes counts twice.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what a step costs")
+
+    @property
+    def title(self) -> str:
+        """What reports call it."""
+        return self.name
+
+    @property
+    def learning_at_once(self) -> int:
+        """How many networks keep activations for their backward passes at the same time."""
+        return 1
+
+    def build(self, context: Context) -> Method:
+        """The algorithm itself, on the networks and data of a run."""
+        raise NotImplementedError(f"{type(self).__name__} does not build a method")
 
 
 def sample_statistics(x_tilde: Tensor) -> dict[str, Tensor]:

@@ -11,11 +11,12 @@ from momatch.diffusion.denoiser import Denoiser
 from momatch.diffusion.interface import Cond, Process
 from momatch.diffusion.process import GAUSSIAN
 from momatch.diffusion.schedules import NoiseSchedule
-from momatch.methods.base import Batch, Update, per_sample
+from momatch.methods.base import Batch, Method, MethodConfig, Update, per_sample
 from momatch.methods.weighting import TimeDensity, Weighting, power, v_weight
+from momatch.utils.settings import settings
 
 
-class Denoising:
+class Denoising(Method):
     """Minimise w(t) ‖x − g(z_t)‖² over one denoiser, the condition dropped now and then.
 
     Args:
@@ -64,3 +65,16 @@ class Denoising:
             return cond
         null = self.denoiser.null_cond(cond)
         return {k: torch.where(per_sample(drop, v), null[k], v) for k, v in cond.items()}
+
+
+@settings()
+class DenoisingConfig(MethodConfig):
+    """What others must know of training a teacher; without a name, since it distils nothing."""
+
+    learning = ("teacher",)
+    label = "denoising loss"
+    caption = "The denoising loss."
+
+    def forward_units(self, guided: bool) -> int:
+        """Forward and backward."""
+        return 3

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from momatch.diffusion.denoiser import Denoiser
-from momatch.methods.base import Batch, Update, per_sample, sample_statistics
+from momatch.methods.base import Batch, Method, MethodConfig, Update, per_sample, sample_statistics
+from momatch.methods.context import Context
 from momatch.methods.denoising import Denoising
-from momatch.methods.jvp import Product, forward_product
+from momatch.methods.jvp import Product, choose_product, forward_product
 from momatch.methods.transition import Draw, Transition
 from momatch.methods.weighting import Weighting, flat
+from momatch.utils.settings import settings
 
 
-class Instant:
+class Instant(Method):
     """Algorithm 3 ("Multistep Distillation of Diffusion Models via Moment Matching", NeurIPS 2024).
 
     Its student gradient is that of ¼ GᵀΛG with z_s held fixed, where G = E ∇_θ w(s) ‖x̃ − g_θ(z_s)‖² is the
@@ -166,3 +170,54 @@ def estimate_second_moments(
             if gradient is not None:
                 sum_of_squares.addcmul_(gradient, gradient)
     return {name: value / steps for name, value in zip(names, total, strict=True)}
+
+
+@settings("method")
+class InstantConfig(MethodConfig):
+    """Algorithm 3: no auxiliary network; the teacher's own gradient takes its place.
+
+    Attributes:
+        product: how (∂g_θ/∂θ) ν is computed: "forward" mode, central "difference", or "auto": forward where
+            the network can.
+        lambda_steps: minibatches of the teacher's loss on real data from which Λ is estimated; 0 takes the
+            second moments saved with the teacher.
+        lambda_eps: ε of Λ = 1/(√v̂ + ε·rms √v̂).
+        centre: subtract the gradient that real data give the teacher.
+    """
+
+    name: ClassVar[str] = "instant"
+    minibatches: ClassVar[int] = 2
+    headline: ClassVar[str] = "instant_loss"
+    label: ClassVar[str] = "instant loss"
+    caption: ClassVar[str] = (
+        "What the teacher could still learn from the student's samples: it falls towards 0 as they get "
+        "better. Single values are noisy and may be negative (left out here)."
+    )
+    vanishing: ClassVar[str | None] = "instant_loss"
+    teacher_copies: ClassVar[int] = 2  # ∇_θ, which becomes ν, and Λ
+
+    product: Literal["auto", "forward", "difference"] = "auto"
+    lambda_steps: Annotated[int, Field(ge=0)] = 0
+    lambda_eps: Annotated[float, Field(ge=0)] = 0.1
+    centre: bool = False
+
+    @property
+    def title(self) -> str:
+        """As in the paper."""
+        return "instant (Algorithm 3)"
+
+    def forward_units(self, guided: bool) -> int:
+        """One minibatch: student forward, teacher forward and backward, 4.
+
+        The other: student forward and backward, and the product of the teacher's Jacobian, about 3.
+        """
+        return 10 + (6 if guided else 0)
+
+    def build(self, context: Context) -> Instant:
+        """Λ from second moments of the teacher; forward mode where the network can."""
+        scale = adam_preconditioner(context.second_moments(self.lambda_steps), self.lambda_eps)
+        probe = context.minibatch(2)
+        logsnr = context.schedule(torch.full((len(probe.x),), 0.5))
+        _, product = choose_product(self.product, context.teacher, probe.x, logsnr, probe.cond)
+        networks = context.teacher, context.student
+        return Instant(*networks, context.transition, scale, context.weighting, product, self.centre)

@@ -102,8 +102,8 @@ def choose_product(
             return "difference", difference_product
         reason = first_line(error)
         raise UsageError(
-            f"instant.product is 'forward', but forward-mode differentiation of this network fails "
-            f"({reason}); use instant.product=difference or auto"
+            f"method.product is 'forward', but forward-mode differentiation of this network fails "
+            f"({reason}); use method.product=difference or auto"
         ) from None
     return "forward", forward_product
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -10,7 +11,7 @@ from momatch.methods.base import Batch, Method, Update
 from momatch.methods.denoising import Denoising
 
 
-class WarmStart:
+class WarmStart(Method):
     """`denoising` trains one role for the first steps, then `method` takes over, counting from 0.
 
     Args:
@@ -30,6 +31,21 @@ class WarmStart:
         update = self.denoising.step(step, batch)
         (loss,) = update.losses.values()
         return Update({self.role: loss}, update.metrics)
+
+    def after_update(self, step: int) -> None:
+        """The method's own, from its first step on."""
+        if step >= self.num_steps:
+            self.method.after_update(step - self.num_steps)
+
+    @property
+    def kept(self) -> Mapping[str, nn.Module]:
+        """The method's own."""
+        return self.method.kept
+
+    @property
+    def optimizer_overrides(self) -> Mapping[str, Mapping[str, Any]]:
+        """The method's own."""
+        return self.method.optimizer_overrides
 
     @property
     def trainable(self) -> Mapping[str, nn.Module]:

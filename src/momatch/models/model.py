@@ -31,10 +31,10 @@ from momatch.networks import registry
 from momatch.networks.lora import AdaptedNetwork
 from momatch.utils.errors import UsageError
 from momatch.utils.files import fingerprint, write_atomically
+from momatch.utils.run_folder import SECOND_MOMENTS
 from momatch.utils.text import first_line
 
 FORMAT = "momatch-model-1"
-SECOND_MOMENTS = "second-moments.safetensors"
 NULL_CONDITION = "null-condition.safetensors"
 MAX_STUDENT_STEPS = 16
 MAX_SEED = 2**32  # torch's generator on the CPU looks at no more bits

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from momatch.networks.configs import CustomConfig, DiffusersConfig, MLPConfig, UNetConfig, UViTConfig
@@ -14,6 +17,8 @@ from momatch.networks.diffusers import DiffusersNetwork
 from momatch.networks.mlp import MLP
 from momatch.networks.unet import UNet
 from momatch.networks.uvit import UViT
+from momatch.utils.errors import ConfigError
+from momatch.utils.settings import require, sentence
 
 NetworkConfig = UNetConfig | UViTConfig | MLPConfig | DiffusersConfig | CustomConfig
 
@@ -72,16 +77,64 @@ def config_type(family: Any) -> type:
     return _FAMILIES[family][0]
 
 
-def from_json(fields: dict[str, Any]) -> NetworkConfig:
+def from_json(given: dict[str, Any]) -> NetworkConfig:
     """The inverse of `to_json`.
 
     Raises:
         ValueError: if the family or a field is unknown.
     """
-    rest = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    rest = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     family = rest.pop("family", None)
     shape = config_type(family)
+    known = [field.name for field in fields(shape)]
+    for key in rest:
+        if key not in known:
+            raise ValueError(f"unknown config key 'network.{key}'; known here are {', '.join(known)}")
+    return shape(**rest)
+
+
+def checked(config: UNetConfig | UViTConfig) -> UNetConfig | UViTConfig:
+    """The shape itself, if its fields have the right types and a network can be built of it.
+
+    The shapes are plain dataclasses, since exported folders carry their source; so they are checked here,
+    when they become part of a config.
+
+    Raises:
+        ConfigError: naming the field as network.FIELD, its value and what is allowed.
+    """
+    kind = type(config)
     try:
-        return shape(**rest)
-    except TypeError as error:
-        raise ValueError(f"network of family {family!r}: {error}") from None
+        TypeAdapter(kind).validate_json(json.dumps(asdict(config)), strict=True)
+    except ValidationError as error:
+        raise ConfigError(sentence(error, kind, "network")) from None
+    for key, value in asdict(config).items():
+        if isinstance(value, float):
+            require(math.isfinite(value), f"network.{key}", value, "give a finite number")
+    for key in ("image_channels", "num_classes", "text_dim"):
+        value = getattr(config, key, 0)
+        require(value >= (key == "image_channels"), f"network.{key}", value, "it must not be negative")
+    _check_shape(config)
+    return config
+
+
+def _check_shape(network: UNetConfig | UViTConfig) -> None:
+    widths, dim = network.channels, network.embedding_dim
+    fits = all(w > 0 and w % 8 == 0 for w in widths)
+    require(fits, "network.channels", widths, "use multiples of 8")
+    require(dim >= 2 and dim % 2 == 0, "network.embedding_dim", dim, "use an even number, 2 or more")
+    blocks = network.blocks_per_level
+    require(blocks >= 1, "network.blocks_per_level", blocks, "use 1 or more")
+    require(0 <= network.dropout < 1, "network.dropout", network.dropout, "it must lie in [0, 1)")
+    if isinstance(network, UViTConfig):
+        width = network.width
+        fits = width > 0 and width % (64 if width > 64 else 4) == 0
+        require(fits, "network.width", width, "use a multiple of 4, of 64 if above 64")
+        require(network.depth >= 1, "network.depth", network.depth, "use 1 or more")
+        require(network.patch_size >= 1, "network.patch_size", network.patch_size, "use 1 or more")
+        return
+    require(bool(widths), "network.channels", widths, "name one width at least")
+    levels = network.attention_levels
+    fits = all(0 <= level < len(widths) for level in levels)
+    require(fits, "network.attention_levels", levels, f"use levels 0 to {len(widths) - 1}")
+    fits = all(widths[level] < 64 or widths[level] % 32 == 0 for level in levels)
+    require(fits, "network.channels", widths, "levels with attention need multiples of 32")

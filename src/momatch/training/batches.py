@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -47,8 +48,61 @@ def image_batches(
             u = torch.rand(batch_size, generator=rng)
             cond |= {key: rows.draw(index, u) for key, rows in worded.items()}
         if on_cpu:
-            return Batch(images[index], cond or None, rng)
-        there = {key: value.to(device) for key, value in cond.items()}
-        return Batch(images[index].to(device), there or None, generator(seed, "train", step, device=device))
+            return Batch(images[index], cond or None, rng, index)
+        x, *rest = (_sent(value, device) for value in (images[index], *cond.values()))
+        noise = generator(seed, "train", step, device=device)
+        return Batch(x, dict(zip(cond, rest, strict=True)) or None, noise, index)
 
     return batch
+
+
+class Prefetched:
+    """The same batches, each made by a thread while the step before it runs.
+
+    A batch is a function of its step, so nothing depends on when it is made: numbers are the same with and
+    without. On a GPU the copy runs beside the step's kernels, on a stream of its own, from pinned memory.
+
+    Args:
+        batches: step → batch.
+        last: the number of steps; nothing is made for those after.
+        device: where the batches go.
+    """
+
+    def __init__(self, batches: Batches, last: int, device: torch.device | str = "cpu"):
+        self.batches, self.last = batches, last
+        self.stream = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._next: tuple[int, Future[Batch]] | None = None
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of `step`; that of the next step is begun.
+
+        Raises:
+            Whatever making the batch raised.
+        """
+        known, future = self._next or (None, None)
+        batch = future.result() if future is not None and known == step else self._make(step)
+        self._next = None
+        if step + 1 < self.last:
+            self._next = step + 1, self._thread.submit(self._make, step + 1)
+        if self.stream is not None:
+            here = torch.cuda.current_stream(self.stream.device)
+            here.wait_stream(self.stream)
+            for tensor in (batch.x, *(batch.cond or {}).values()):
+                tensor.record_stream(here)  # or its memory could be given away while the step still reads it
+        return batch
+
+    def _make(self, step: int) -> Batch:
+        with torch.cuda.stream(self.stream):  # does nothing without one
+            return self.batches(step)
+
+    def close(self) -> None:
+        """Let the thread go; a batch under way is still made, and dropped."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a GPU; the copy from pinned memory needs no waiting."""
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from momatch.config import validation
-from momatch.config.schema import AdapterConfig, DistillConfig, RunConfig, TeacherConfig, to_json
+from momatch.config.schema import AdapterConfig, DistillConfig, TeacherConfig, to_json
 from momatch.data.emoji import MASK, TOKENS
 from momatch.data.images import ImageSet, Split, stratified_split
 from momatch.data.rows import Rows
@@ -24,11 +23,11 @@ from momatch.diffusion.schedules import NoiseSchedule
 from momatch.interop import compatibility as fit
 from momatch.interop.load import load_teacher
 from momatch.methods import weighting
-from momatch.methods.alternating import Alternating
+from momatch.methods.average import Averaged
 from momatch.methods.base import Method
+from momatch.methods.context import Context
 from momatch.methods.denoising import Denoising
-from momatch.methods.instant import Instant, adam_preconditioner, estimate_second_moments
-from momatch.methods.jvp import choose_product
+from momatch.methods.instant import estimate_second_moments
 from momatch.methods.transition import Transition
 from momatch.methods.warm_start import WarmStart
 from momatch.models.model import SECOND_MOMENTS, Model, Student
@@ -52,7 +51,6 @@ def distillation(
         ConfigError: if a value is impossible, or teacher and data do not fit each other.
         UsageError: if there is no such device.
     """
-    validation.check(config)
     fit.check_fit(teacher, data.train)
     teacher = fit.with_null_condition(teacher.to(devices.resolve(config.device)), data.train.null_condition)
     teacher = replace(teacher, denoiser=teacher.denoiser.in_precision(config.precision))
@@ -74,6 +72,10 @@ def distillation(
     method = _method(teacher, student, schedule, images, config, path, inputs)
     if config.warm_start_steps:
         method = WarmStart(_denoising(student, schedule), method, config.warm_start_steps)
+    shown = student
+    if config.ema.decay:
+        method = Averaged(method, config.ema.decay)
+        shown = method.denoiser
     info = {
         "role": "student",
         "teacher": config.teacher,
@@ -84,7 +86,7 @@ def distillation(
         **({"vae": teacher.info["vae"]} if "vae" in teacher.info else {}),
     }
     model = Student(
-        student,
+        shown,
         network,
         schedule,
         teacher.sample_shape,
@@ -93,7 +95,8 @@ def distillation(
         info,
         cond_shapes=teacher.cond_shapes,
     )
-    batches = _batches(images, teacher, config)
+    size = config.train.batch_size * config.method.minibatches
+    batches = _batches(images, teacher, config.train.seed, size)
     return Run(config, method, batches, model, images, path, reference, Best(path), inputs)
 
 
@@ -168,7 +171,7 @@ def _method(
     directory: Path | None,
     inputs: dict[str, str],
 ) -> Method:
-    """Algorithm 2 or 3, as the config says."""
+    """The algorithm that the config names, on these networks and data."""
     guided = config.guidance.apply(teacher.denoiser)
     transition = Transition(
         schedule,
@@ -178,20 +181,23 @@ def _method(
         config.posterior,
         config.source,
     )
-    weight = config.weighting.build_weighting(teacher.denoiser.prediction)
-    if config.method == "alternating":
-        auxiliary = _auxiliary(teacher, config)
-        return Alternating(guided, student, auxiliary, transition, weight, config.update, config.teacher_term)
-    moments = _second_moments(teacher, data, config, directory, inputs)
-    scale = adam_preconditioner(moments, config.instant.lambda_eps)
-    # The guided denoiser names the same parameters otherwise.
-    name_of = {id(p): name for name, p in teacher.denoiser.unwrapped.named_parameters()}
-    scale = {name: scale[name_of[id(p)]] for name, p in guided.named_parameters()}
-    probe = _batches(data, teacher, replace(config, train=replace(config.train, batch_size=1)))(0)
-    _, product = choose_product(
-        config.instant.product, guided, probe.x, schedule(torch.full((len(probe.x),), 0.5)), probe.cond
+
+    def second_moments(steps: int) -> dict[str, Tensor]:
+        moments = _second_moments(teacher, data, config, steps, directory, inputs)
+        # The guided denoiser names the same parameters otherwise.
+        name_of = {id(p): name for name, p in teacher.denoiser.unwrapped.named_parameters()}
+        return {name: moments[name_of[id(p)]] for name, p in guided.named_parameters()}
+
+    context = Context(
+        teacher=guided,
+        student=student,
+        transition=transition,
+        weighting=config.weighting.build_weighting(teacher.denoiser.prediction),
+        auxiliary=lambda: _auxiliary(teacher, config),
+        second_moments=second_moments,
+        minibatch=lambda size: _batches(data, teacher, config.train.seed, size)(0),
     )
-    return Instant(guided, student, transition, scale, weight, product, config.instant.centre)
+    return config.method.build(context)
 
 
 def _denoising(denoiser: Denoiser, schedule: NoiseSchedule) -> Denoising:
@@ -201,26 +207,31 @@ def _denoising(denoiser: Denoiser, schedule: NoiseSchedule) -> Denoising:
 
 
 def _second_moments(
-    teacher: Model, data: ImageSet, config: DistillConfig, directory: Path | None, inputs: dict[str, str]
+    teacher: Model,
+    data: ImageSet,
+    config: DistillConfig,
+    steps: int,
+    directory: Path | None,
+    inputs: dict[str, str],
 ) -> dict[str, Tensor]:
     """v̂ for Λ: the run's own if it has been estimated, an estimate if one is asked for, or the teacher's.
 
     On the teacher's device.
     """
-    steps = config.instant.lambda_steps
     if steps and directory:
         claim(directory, config, inputs)  # first, since it drops an estimate that belongs to another run
     if not steps:
         moments = teacher.second_moments()
         if moments is None:
             raise ConfigError(
-                "this teacher comes without second-moments.safetensors, and instant.lambda_steps is 0; "
-                "set instant.lambda_steps to 300, to estimate them on the data"
+                "this teacher comes without second-moments.safetensors, and method.lambda_steps is 0; "
+                "set method.lambda_steps to 300, to estimate them on the data"
             )
     elif directory and (directory / SECOND_MOMENTS).is_file():
         moments = checkpoint.load_tensors(directory / SECOND_MOMENTS)
     else:
-        batches = _batches(data, teacher, config)
+        size = config.train.batch_size * config.method.minibatches
+        batches = _batches(data, teacher, config.train.seed, size)
         moments = estimate_second_moments(
             _denoising(teacher.denoiser.unwrapped, teacher.schedule), batches, steps
         )
@@ -229,7 +240,7 @@ def _second_moments(
     wanted = {name: p.shape for name, p in teacher.denoiser.unwrapped.named_parameters()}
     if {name: v.shape for name, v in moments.items()} != wanted:
         raise ConfigError(
-            "the second moments belong to a network of another shape; set instant.lambda_steps to 300, to "
+            "the second moments belong to a network of another shape; set method.lambda_steps to 300, to "
             "estimate them on the data"
         )
     return {name: v.to(teacher.device) for name, v in moments.items()}
@@ -242,7 +253,6 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         ConfigError: if a value is impossible, or the network does not fit the pictures.
         UsageError: if there is no such device.
     """
-    validation.check(config)
     images = data.train
     num_classes = images.num_classes if images.num_classes > 1 else 0
     shape = tuple(images.images.shape[1:])
@@ -289,7 +299,8 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         info,
         cond_shapes=shapes,
     )
-    batches, path = _batches(images, model, config), _path(directory)
+    batches = _batches(images, model, config.train.seed, config.train.batch_size)
+    path = _path(directory)
     return Run(config, method, batches, model, images, path, images, Best(None), inputs)
 
 
@@ -331,9 +342,7 @@ def _path(directory: str | Path | None) -> Path | None:
     return None if directory is None else Path(directory)
 
 
-def _batches(images: ImageSet, model: Model, config: RunConfig) -> Batches:
+def _batches(images: ImageSet, model: Model, seed: int, size: int) -> Batches:
     labels = images.labels if model.num_classes else None
-    instant = isinstance(config, DistillConfig) and config.method == "instant"  # it takes two minibatches
-    size = config.train.batch_size * (2 if instant else 1)
     conditions = {name: images.conditions[name] for name in model.cond_shapes}
-    return image_batches(images.images, labels, size, config.train.seed, conditions, model.device)
+    return image_batches(images.images, labels, size, seed, conditions, model.device)

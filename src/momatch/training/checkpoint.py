@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,13 +36,22 @@ class Progress:
     images_seen: int = 0
 
 
-def save(
-    directory: Path,
-    progress: Progress,
-    networks: Mapping[str, nn.Module],
-    optimizers: Mapping[str, Optimizer],
-    keep: int = 2,
-) -> Path:
+@dataclass(frozen=True)
+class State:
+    """All that a run has learned.
+
+    Attributes:
+        networks: what learns, by role.
+        optimizers: of each role.
+        kept: what else has to be kept, by name, without an optimizer.
+    """
+
+    networks: Mapping[str, nn.Module]
+    optimizers: Mapping[str, Optimizer]
+    kept: Mapping[str, nn.Module] = field(default_factory=dict)
+
+
+def save(directory: Path, progress: Progress, state: State, keep: int = 2) -> Path:
     """Write `directory/step-00001234.safetensors` and drop all but the newest `keep`.
 
     Raises:
@@ -50,8 +59,10 @@ def save(
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
-    for role, network in networks.items():
-        tensors |= _state(role, network, optimizers[role])
+    for role, network in state.networks.items():
+        tensors |= _tensors(role, network, state.optimizers[role])
+    for name, module in state.kept.items():
+        tensors |= _copies(module.state_dict(prefix=f"kept.{name}."))
     metadata = {"format": FORMAT, "progress": json.dumps(vars(progress))}
     path = directory / f"step-{progress.step:08d}.safetensors"
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
@@ -65,10 +76,8 @@ def paths(directory: Path) -> list[Path]:
     return sorted(directory.glob("step-*.safetensors"))
 
 
-def restore(
-    directory: Path, networks: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
-) -> Progress:
-    """Load the newest checkpoint into `networks` and `optimizers`, in place; without any, start afresh.
+def restore(directory: Path, state: State) -> Progress:
+    """Load the newest checkpoint into `state`, in place; without any, start afresh.
 
     Raises:
         CheckpointError: if the newest checkpoint is damaged or of other networks; nothing is loaded then.
@@ -93,18 +102,22 @@ def restore(
     shapes = {key: value.shape for key, value in tensors.items()}
     wanted: dict[str, torch.Size] = {}
     begun = False
-    for role, network in networks.items():
+    for role, network in state.networks.items():
         wanted |= {key: value.shape for key, value in network.state_dict(prefix=f"{role}.").items()}
-        state = _state_shapes(role, network)
-        if shapes.keys() & state.keys():  # a role that has not learned yet has none
-            wanted, begun = wanted | state, True
+        moments = _moment_shapes(role, network)
+        if shapes.keys() & moments.keys():  # a role that has not learned yet has none
+            wanted, begun = wanted | moments, True
+    for name, module in state.kept.items():
+        wanted |= {key: value.shape for key, value in module.state_dict(prefix=f"kept.{name}.").items()}
     if {key: shapes.get(key) for key in wanted} != wanted or begun != (progress.step > 0):
         raise CheckpointError(f"checkpoint {path} belongs to networks of another shape; {remedy}")
     if not all(bool(tensors[key].isfinite().all()) for key in wanted):
         raise CheckpointError(f"checkpoint {path} holds values that are not finite; {remedy}")
-    for role, network in networks.items():
+    for role, network in state.networks.items():
         network.load_state_dict(_part(tensors, f"{role}."))
-        optimizers[role].load_state(_part(tensors, f"optimizer.{role}."))
+        state.optimizers[role].load_state(_part(tensors, f"optimizer.{role}."))
+    for name, module in state.kept.items():
+        module.load_state_dict(_part(tensors, f"kept.{name}."))
     return progress
 
 
@@ -128,14 +141,17 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def _state(role: str, network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Copies, since safetensors refuses tensors that share memory."""
+def _tensors(role: str, network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     state = {f"optimizer.{role}.{key}": value for key, value in optimizer.state().items()}
-    state |= network.state_dict(prefix=f"{role}.")
-    return {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+    return _copies(state | network.state_dict(prefix=f"{role}."))
 
 
-def _state_shapes(role: str, network: nn.Module) -> dict[str, torch.Size]:
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, since safetensors refuses tensors that share memory."""
+    return {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+
+
+def _moment_shapes(role: str, network: nn.Module) -> dict[str, torch.Size]:
     """Names and shapes of the optimizer state of a role that has begun to learn."""
     moments = {
         f"optimizer.{role}.{name}.{key}": parameter.shape

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 from momatch.config.schema import OptimConfig, TrainConfig
 from momatch.methods.base import Method
 from momatch.training import checkpoint
-from momatch.training.batches import Batches
+from momatch.training.batches import Batches, Prefetched
 from momatch.training.optim import Optimizer, learning_rate_schedule
 from momatch.utils.errors import RunError
 from momatch.utils.seeding import derive_seed
@@ -66,46 +66,56 @@ def train(
         NonFiniteLossError: before a non-finite gradient could touch any weight.
         CheckpointError: if the newest checkpoint cannot be used.
     """
-    networks = method.trainable
-    optimizers = {role: Optimizer(network, optim) for role, network in networks.items()}
-    progress = checkpoint.restore(directory, networks, optimizers) if directory else checkpoint.Progress()
+    networks, overrides = method.trainable, method.optimizer_overrides
+    settings = {role: replace(optim, **overrides.get(role, {})) for role in networks}
+    optimizers = {role: Optimizer(network, settings[role]) for role, network in networks.items()}
+    state = checkpoint.State(networks, optimizers, method.kept)
+    progress = checkpoint.restore(directory, state) if directory else checkpoint.Progress()
     uses_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for n in networks.values() for m in n.modules())
     saved = progress.step
     for network in networks.values():
         network.train()
     start = time.monotonic()
+    if config.prefetch:
+        device = next(p.device for network in networks.values() for p in network.parameters())
+        batches = Prefetched(batches, config.num_steps, device)
     try:
         for step in range(progress.step, config.num_steps):
             if uses_dropout:  # nn.Dropout takes no generator
                 torch.manual_seed(derive_seed(config.seed, "dropout", step))
             batch = batches(step)
             update = method.step(step, batch)
-            rate = learning_rate_schedule(optim, step, config.num_steps)
-            norms = {}
+            norms, rates = {}, {}
             for role, loss in update.losses.items():
                 optimizers[role].zero_grad()
                 loss.backward()
                 norms[role] = optimizers[role].clip()
+                rates[role] = learning_rate_schedule(settings[role], step, config.num_steps)
                 if not norms[role] < float("inf"):
                     raise NonFiniteLossError(_non_finite(role, step, loss, directory))
-            for role in update.losses:
+            for role, rate in rates.items():
                 optimizers[role].step(rate)
+            method.after_update(step)
             progress = checkpoint.Progress(step + 1, progress.images_seen + len(batch.x))
             metrics = {}
             if progress.step % config.log_every == 0 or progress.step == config.num_steps:
                 metrics = {name: float(value) for name, value in update.metrics().items()}
                 metrics |= {f"gradient_norm_{role}": norm for role, norm in norms.items()}
-                metrics["learning_rate"] = rate
+                metrics["learning_rate"] = max(rates.values())
+            # First the record, then the checkpoint: what a checkpoint covers has been logged by then.
+            yield Record(progress.step, progress.images_seen, time.monotonic() - start, metrics)
             if directory and (
                 progress.step % config.checkpoint_every == 0 or progress.step == config.num_steps
             ):
-                checkpoint.save(directory, progress, networks, optimizers)
+                checkpoint.save(directory, progress, state)
                 saved = progress.step
-            yield Record(progress.step, progress.images_seen, time.monotonic() - start, metrics)
     except GeneratorExit:
         if directory and saved != progress.step:
-            checkpoint.save(directory, progress, networks, optimizers)
+            checkpoint.save(directory, progress, state)
         raise
+    finally:
+        if isinstance(batches, Prefetched):
+            batches.close()
 
 
 def _non_finite(role: str, step: int, loss: torch.Tensor, directory: Path | None) -> str:

@@ -9,6 +9,7 @@ upwards: compare it with itself only.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from momatch.evaluation.statistics import FeatureStatistics
 from momatch.interop.autoencoder import Decoder, to_pictures
 from momatch.methods.base import saturation
 from momatch.models.model import Model
+from momatch.utils.run_folder import RunFolder
 
 GRID_COLUMNS, GRID_ROWS = 10, 6
 REMEDY = "if this lasts, lower the learning rate, or look at the teacher's own samples"
@@ -76,12 +78,9 @@ class Monitor:
         self.model, self.data, self.extractor = model, data, extractor
         self.num_samples, self.directory, self.seed = num_samples, directory, seed
         self.decoder, self.reference_name = decoder, data.name
-        images = data.images
-        if isinstance(images, Rows):
-            images = sample_of(images, max_rows=MOST_DECODED if decoder else None)
-            if len(images) < len(data):
-                self.reference_name = f"{data.name}, {len(images)} of {len(data)}"
-        self.reference = FeatureStatistics.from_features(extract(extractor, images))
+        images = self._images()
+        if len(images) < len(data):
+            self.reference_name = f"{data.name}, {len(images)} of {len(data)}"
         self.data_mean, self.data_std = float(images.mean()), float(images.std())
         self.data_saturation = float(saturation(images))
         self.cond = fixed_cond(model, data, num_samples, data.num_classes)
@@ -89,6 +88,11 @@ class Monitor:
             model.steps if model.info.get("role") == "student" else min(model.steps, TEACHER_LOOK_STEPS)
         )
         self.best = float("inf")
+
+    @cached_property
+    def reference(self) -> FeatureStatistics:
+        """Of the training pictures; extracted at the first look, since a run may end without one."""
+        return FeatureStatistics.from_features(extract(self.extractor, self._images()))
 
     def look(self, step: int) -> tuple[Look, list[str]]:
         """Sample, measure, draw; also returns what is alarming about it."""
@@ -132,6 +136,11 @@ class Monitor:
             )
         return alarms
 
+    def _images(self) -> torch.Tensor:
+        if isinstance(self.data.images, Rows):
+            return sample_of(self.data.images, max_rows=MOST_DECODED if self.decoder else None)
+        return self.data.images
+
     def _look(self, step: int, frechet: float, grid: str | None) -> Look:
         return Look(step, frechet, self.num_samples, self.extractor.name, self.reference_name, grid)
 
@@ -142,7 +151,7 @@ class Monitor:
 
         latents = self.data.space == "latents" and self.decoder is None
         name = f"samples/step-{step:08d}{'-latents' if latents else ''}.png"
-        (self.directory / "samples").mkdir(parents=True, exist_ok=True)
+        RunFolder(self.directory).samples.mkdir(parents=True, exist_ok=True)
         pictures = to_pictures(samples[: GRID_COLUMNS * GRID_ROWS], self.decoder)
         save_png(image_grid(pictures, GRID_COLUMNS), self.directory / name)
         return name

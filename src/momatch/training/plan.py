@@ -17,6 +17,8 @@ from momatch.config.schema import DistillConfig, RunConfig, TeacherConfig
 from momatch.data.emoji import TOKENS
 from momatch.data.images import Split
 from momatch.data.rows import held_bytes
+from momatch.methods.average import Averaged
+from momatch.methods.base import Method
 from momatch.methods.warm_start import WarmStart
 from momatch.models.model import Model
 from momatch.networks import registry
@@ -132,11 +134,11 @@ def plan(
         UsageError: if the run itself would be refused: an impossible value, no teacher, data that do not fit.
     """
     run, pictures, networks = _build(config, teacher, data)
-    # A warm start is the lesser part: one network learns, and nothing else is held.
-    method = run.method.method if isinstance(run.method, WarmStart) else run.method
-    memory = training_memory(method, run.batches, config.train, config.optim, networks, pictures)
+    memory = training_memory(
+        _main_part(run.method), run.batches, config.train, config.optim, networks, pictures
+    )
     costs = [network_cost(role, network, role in run.method.trainable) for role, network in networks.items()]
-    costs = _with_direction(config, costs)
+    costs = _with_copies(config, costs)
     seconds_per_step, probe_steps = probe(run, probe_seconds)
     tables = [run.data.images, *run.data.conditions.values()]
     units = forward_units(config)
@@ -182,18 +184,16 @@ def outline(config: RunConfig, teacher: TeacherConfig) -> Plan:
     weights = {p.untyped_storage()._cdata for p in (*network.parameters(), *learner.parameters())}
     activations = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights)
     batch, units = config.train.batch_size, forward_units(config)
-    roles = ["teacher"]
-    if isinstance(config, DistillConfig):
-        roles = ["teacher", "student"] + ["auxiliary"] * (config.method == "alternating")
-    learning = ["teacher"] if roles == ["teacher"] else roles[1:]
-    parts = {"teacher": network, "student": learner, "auxiliary": learner}
+    learning = config.method.learning
+    parts = {"teacher": network, **{role: learner for role in learning}}
     if isinstance(config, DistillConfig) and config.adapter.auxiliary == "full":
         parts["auxiliary"] = network
-    costs = [network_cost(role, parts[role], role in learning) for role in roles]
-    both = isinstance(config, DistillConfig) and config.method == "alternating" and config.update == "joint"
+    if isinstance(config, DistillConfig) and config.ema.decay:
+        parts["average of the student"] = learner
+    costs = [network_cost(role, part, role in learning) for role, part in parts.items()]
     return Plan(
-        networks=_with_direction(config, costs),
-        activations=activations * batch * (2 if both else 1),
+        networks=_with_copies(config, costs),
+        activations=activations * batch * config.method.learning_at_once,
         workspace=0,
         data=0,
         device="none",
@@ -221,30 +221,32 @@ def _workspace(memory: StepMemory, costs: list[NetworkCost]) -> int:
     return max(memory.peak - memory.activations - sum(cost.memory for cost in costs), 0)
 
 
-def _with_direction(config: RunConfig, costs: list[NetworkCost]) -> list[NetworkCost]:
-    """Algorithm 3 holds ∇_θ, which becomes ν, and Λ beside the teacher."""
-    if not isinstance(config, DistillConfig) or config.method != "instant":
-        return costs
+def _main_part(method: Method) -> Method:
+    """Without a warm start, which is the lesser part: one network learns, and nothing else is held."""
+    while isinstance(method, WarmStart | Averaged):
+        method = method.method
+    return method
+
+
+def _with_copies(config: RunConfig, costs: list[NetworkCost]) -> list[NetworkCost]:
+    """What a method holds in the shape of the teacher's weights: first a gradient, then the rest."""
+    copies = config.method.teacher_copies
     teacher, *others = costs
-    return [replace(teacher, gradients=teacher.weights, optimizer_state=teacher.weights), *others]
+    if not copies:
+        return costs
+    own = replace(teacher, gradients=teacher.weights, optimizer_state=(copies - 1) * teacher.weights)
+    return [own, *others]
 
 
 def forward_units(config: RunConfig) -> int:
     """Cost of a step in forward passes of one network on one batch; a backward pass counts as two.
 
-    Denoising: forward and backward, 3. Alternating: three forwards and the backward of whichever network
-    learns, 5, so 10 for a pair. Joint: the same three forwards and both backwards, 7. Instant: student
-    forward, teacher forward and backward on one minibatch; student forward and backward on the other, and
-    the product of the teacher's Jacobian, about 3: 10. A rollout adds (k − 1)/2 of the
-    student's forwards for each minibatch. Guidance doubles whatever the teacher does.
+    What the method says, and (k − 1)/2 of the student's forwards for each minibatch that is rolled out.
     """
     if not isinstance(config, DistillConfig):
-        return 3
-    instant = config.method == "instant"
-    units = 10 if instant else 7 if config.update == "joint" else 5
-    rollouts = (2 if instant else 1) if config.source == "rollout" else 0
-    if config.guidance.scale:
-        units += 6 if instant else 1
+        return config.method.forward_units(guided=False)
+    rollouts = config.method.minibatches if config.source == "rollout" else 0
+    units = config.method.forward_units(guided=config.guidance.scale > 0)
     return units + math.ceil(rollouts * (config.steps - 1) / 2)
 
 
@@ -287,7 +289,7 @@ def _build(
     if isinstance(config, DistillConfig):
         teacher = teacher or teacher_of(config)
         run = distillation(teacher, data, config, None)
-        networks = {"teacher": teacher.denoiser, **run.method.trainable}
+        networks = {"teacher": teacher.denoiser, **run.method.trainable, **run.method.kept}
     else:
         run = teacher_training(data, config, None)
         networks = dict(run.method.trainable)

@@ -10,14 +10,14 @@ A run's folder holds config.json, metrics.jsonl, checkpoints/, samples/, in the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from momatch.config import files as config_files
 from momatch.config.schema import DistillConfig, RunConfig, StoppingConfig, to_json
@@ -26,7 +26,7 @@ from momatch.evaluation.builtin import feature_extractor
 from momatch.interop.autoencoder import decoder_of
 from momatch.interop.lora_files import merged, save_adapter
 from momatch.methods.base import Method
-from momatch.models.model import SECOND_MOMENTS, Model
+from momatch.models.model import Model
 from momatch.training import checkpoint
 from momatch.training.batches import Batches
 from momatch.training.loop import Record, train
@@ -34,6 +34,7 @@ from momatch.training.monitor import Look, Monitor
 from momatch.training.stopping import Smoothed, Stopper
 from momatch.utils.errors import ConfigError
 from momatch.utils.files import write_atomically
+from momatch.utils.run_folder import SECOND_MOMENTS, Row, RunFolder, exclusive
 
 FRECHET_KEY = "frechet of the look"  # beside the weights in best.safetensors
 
@@ -94,8 +95,11 @@ class Run:
             ConfigError: if the folder holds a run of another config, or another process trains in it.
             CheckpointError, NonFiniteLossError, OSError: see `momatch.training`.
         """
-        with _exclusive(self.directory):
-            log = _Log(self.directory, self.config, self.inputs)
+        folder = RunFolder(self.directory) if self.directory else None
+        with exclusive(folder.path, "training in") if folder else contextlib.nullcontext():
+            if folder:
+                claim(folder.path, self.config, self.inputs)
+            log = _Log(folder)
             if log.stopped():
                 return
             records = train(
@@ -103,7 +107,7 @@ class Run:
                 self.batches,
                 self.config.train,
                 self.config.optim,
-                self.directory / "checkpoints" if self.directory else None,
+                folder.checkpoints if folder else None,
             )
             try:
                 yield from self._watch(records, log)
@@ -124,7 +128,8 @@ class Run:
             self.config.train.seed,
             decoder,
         )
-        stopper, smoothed = Stopper(rule), Smoothed("instant_loss", rule.window)
+        vanishing = self.config.method.vanishing or ""
+        stopper, smoothed = Stopper(rule, vanishing), Smoothed(vanishing, rule.window)
         stopper.best = self.best.frechet
         for record in records:
             if not log.started:
@@ -159,14 +164,14 @@ class Run:
         model = merged(self.model)
         model.denoiser.precision = "float32"  # that of training alone
         if self.directory:
-            role = "student" if isinstance(self.config, DistillConfig) else "teacher"
-            model.save(self.directory / role)
-            save_adapter(self.model, self.directory / role / "lora")
-            if role == "teacher":
-                moments = checkpoint.second_moments(
-                    self.directory / "checkpoints", "teacher", self.config.optim.beta2
-                )
-                checkpoint.save_tensors(self.directory / role / SECOND_MOMENTS, moments)
+            folder, distilled = RunFolder(self.directory), isinstance(self.config, DistillConfig)
+            home = folder.model("student" if distilled else "teacher")
+            model.save(home)
+            save_adapter(self.model, home / "lora")
+            if not distilled:
+                beta2 = self.config.optim.beta2
+                moments = checkpoint.second_moments(folder.checkpoints, "teacher", beta2)
+                checkpoint.save_tensors(home / SECOND_MOMENTS, moments)
         return model
 
 
@@ -174,7 +179,7 @@ class Best:
     """The weights that made the best look so far, in memory, and as best.safetensors in the run's folder."""
 
     def __init__(self, directory: Path | None):
-        self.path = directory / "best.safetensors" if directory else None
+        self.path = RunFolder(directory).best if directory else None
         self.frechet, self.weights = float("inf"), {}
         if self.path and self.path.is_file():
             self.weights = checkpoint.load_tensors(self.path)
@@ -195,101 +200,51 @@ class Best:
             model.denoiser.network.load_state_dict(self.weights)
 
 
-@contextmanager
-def _exclusive(directory: Path | None) -> Iterator[None]:
-    """Holds the folder's lock, so that no two processes train in it at once; freed if the process dies."""
-    if directory is None:
-        yield
-        return
-    lock = FileLock(directory / ".lock", timeout=0)
-    try:
-        if not directory.exists():
-            directory.mkdir(parents=True)
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(
-            f"another process is training in {directory}; wait for it, stop it, or choose another --out"
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write into {directory}: {error.strerror or error}; choose another --out"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 class _Log:
-    """metrics.jsonl and config.json of a run's folder; does nothing without a folder."""
+    """The log of a run with a folder; does nothing without."""
 
-    def __init__(self, directory: Path | None, config: RunConfig, inputs: dict[str, str]):
-        self.path = directory / "metrics.jsonl" if directory else None
+    def __init__(self, folder: RunFolder | None):
+        self.folder = folder
         self.started = False
         self.last: Record | None = None
-        if directory:
-            claim(directory, config, inputs)
 
     def write(self, event: Event, monitor: Monitor) -> None:
-        self.last = event.record
-        if self.path is None:
+        self.last = record = event.record
+        if self.folder is None:
             return
-        record = event.record
-        rows: list[dict] = []
+        rows: list[Row] = []
         if not self.started:
-            self._drop_from(record.step)
-            rows.append(
-                dict(
-                    event="start",
-                    step=record.step,
-                    data_mean=monitor.data_mean,
-                    data_std=monitor.data_std,
-                    device=str(monitor.model.device),
-                )
-            )
+            self.folder.forget_from(record.step)
+            seen = dict(data_mean=monitor.data_mean, data_std=monitor.data_std)
+            rows.append(dict(event="start", step=record.step, **seen, device=str(monitor.model.device)))
             self.started = True
         if record.metrics:
-            rows.append(
-                dict(
-                    step=record.step, images_seen=record.images_seen, seconds=record.seconds, **record.metrics
-                )
-            )
+            rows.append(_row(record) | record.metrics)
         if event.look:
             rows.append({"event": "look", **asdict(event.look)})
         rows += [dict(event="alarm", step=record.step, message=message) for message in event.alarms]
         if event.stopped:
             rows.append(dict(event="stop", step=record.step, reason=event.stopped))
-        if rows:
-            with self.path.open("a") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in rows))
+        self.folder.append(rows)
 
     def close(self) -> None:
         """Note how far the run came, if its last step was not one to log."""
-        if self.path and self.last and not self.last.metrics:
-            row = dict(step=self.last.step, images_seen=self.last.images_seen, seconds=self.last.seconds)
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        if self.folder and self.last and not self.last.metrics:
+            self.folder.append([_row(self.last)])
 
     def stopped(self) -> bool:
         """Whether the stopping rule has ended this run already."""
-        if self.path is None or not self.path.exists():
-            return False
-        return any('"event": "stop"' in line for line in self.path.read_text().splitlines())
+        return self.folder is not None and any(row.get("event") == "stop" for row in self.folder.rows())
 
     def best_before(self, step: int) -> float:
         """The best cheap Fréchet distance that the log holds from before `step`."""
-        if self.path is None or not self.path.exists():
-            return float("inf")
-        lines = [line for line in self.path.read_text().splitlines() if _step_of(line) < step]
-        looks = [row for row in map(json.loads, lines) if row.get("event") == "look"]
-        return min((row["frechet"] for row in looks), default=float("inf"))
+        rows = self.folder.rows() if self.folder else []
+        looks = [row["frechet"] for row in rows if row.get("event") == "look" and row["step"] < step]
+        return min(looks, default=float("inf"))
 
-    def _drop_from(self, step: int) -> None:
-        """Forget lines at or after `step`: steps that a crash took back are about to be done again."""
-        assert self.path is not None
-        if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if _step_of(line) < step]
-            self.path.write_text("".join(line + "\n" for line in lines))
+
+def _row(record: Record) -> Row:
+    return dict(step=record.step, images_seen=record.images_seen, seconds=record.seconds)
 
 
 def claim(directory: Path, config: RunConfig, inputs: dict[str, str] | None = None) -> None:
@@ -298,20 +253,10 @@ def claim(directory: Path, config: RunConfig, inputs: dict[str, str] | None = No
     Raises:
         ConfigError: if it belongs to a run of another config, or cannot be written.
     """
-    path, wanted = directory / "config.json", {**to_json(config), "inputs": inputs or {}}
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-            if not isinstance(found, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            raise ConfigError(
-                f"{path} is damaged ({error}); choose another --out or delete the folder"
-            ) from None
-        same = {"device": None}  # a run may go on elsewhere
-        changed = config_files.differences({"precision": "float32"} | found | same, wanted | same)
-        begun = checkpoint.paths(directory / "checkpoints") or (directory / "metrics.jsonl").exists()
-        if changed and begun:
+    folder, wanted = RunFolder(directory), {**to_json(config), "inputs": inputs or {}}
+    if folder.exists:
+        changed = _changed(folder, config, wanted)
+        if changed and folder.begun:
             raise ConfigError(
                 f"{directory} holds a run of another config ({'; '.join(changed[:3])}); "
                 "choose another --out, or delete that folder (a run cannot be extended: its learning rate "
@@ -319,22 +264,38 @@ def claim(directory: Path, config: RunConfig, inputs: dict[str, str] | None = No
             )
         if not changed:
             return
-        (directory / SECOND_MOMENTS).unlink(missing_ok=True)  # of a run that failed before its first step
-    elif directory.is_dir() and any(file.name != ".lock" for file in directory.iterdir()):
+        folder.second_moments.unlink(missing_ok=True)  # of a run that failed before its first step
+    elif not folder.is_empty:
         raise ConfigError(
             f"{directory} is not empty and no run's folder (no config.json); choose another --out"
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(wanted, indent=2) + "\n"))
+        text = json.dumps(wanted, indent=2) + "\n"
+        write_atomically(folder.config, lambda temporary: temporary.write_text(text))
     except OSError as error:
         raise ConfigError(
             f"cannot write into {directory}: {error.strerror or error}; choose another --out"
         ) from None
 
 
-def _step_of(line: str) -> float:
+def _changed(folder: RunFolder, config: RunConfig, wanted: dict[str, Any]) -> list[str]:
+    """In what the config of a folder differs from the one that is wanted; a run may go on on another device.
+
+    Raises:
+        ConfigError: if the folder's config is damaged.
+    """
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # a line cut short by a crash
-        return float("inf")
+        found = json.loads(folder.config.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise ConfigError(
+            f"{folder.config} is damaged ({error}); choose another --out or delete the folder"
+        ) from None
+    with contextlib.suppress(ConfigError):  # an earlier version's, or an unknown one, which differs anyway
+        if found.get("kind") == wanted["kind"]:
+            found |= to_json(config_files.from_json(found, type(config)))
+            found = {key: value for key, value in found.items() if key in wanted}
+    same = {"device": None}
+    return config_files.differences(found | same, wanted | same)

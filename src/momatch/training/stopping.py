@@ -38,12 +38,16 @@ class Smoothed:
 class Stopper:
     """Watches looks and smoothed losses, and says when to stop and why.
 
+    Args:
+        config: the rules.
+        vanishing: name of the metric that falls to 0 as the student gets right, if the method logs one.
+
     The loss of Algorithm 3 may rise while the learning rate warms up, in students that get better: that it
     has not fallen is said only of what follows its highest value.
     """
 
-    def __init__(self, config: StoppingConfig):
-        self.config = config
+    def __init__(self, config: StoppingConfig, vanishing: str = "instant_loss"):
+        self.config, self.vanishing = config, vanishing
         self.best = float("inf")
         self.looks_without_better = 0
         self.highest, self.lowest = float("-inf"), float("inf")
@@ -62,7 +66,7 @@ class Stopper:
         patience, factor, window = self.config.patience, self.config.within_noise, self.config.window
         if patience and self.looks_without_better >= patience:
             return f"{patience} looks without a Fréchet distance below {self.best:.3g}"
-        mean, error = metrics.get("instant_loss_mean"), metrics.get("instant_loss_error")
+        mean, error = metrics.get(f"{self.vanishing}_mean"), metrics.get(f"{self.vanishing}_error")
         if not factor or mean is None or error is None:
             return None
         # One outlier makes mean and error alike, for as long as it is in the window: it must not decide.

@@ -18,7 +18,7 @@ HOMES = {  # below momatch: then → now
     "analytic.mixture": "diffusion.gaussian_mixture",
     "arguments": "cli.parsing",
     "assembly": "training.build",
-    "assessment": "evaluation.assessment",
+    "assessment": "evaluation.evaluate",
     "commands": "cli.train",
     "comparison": "cli.serve.comparison",
     "config_files": "config.files",
@@ -31,7 +31,9 @@ HOMES = {  # below momatch: then → now
     "drawing": "cli.sample",
     "encoders": "interop.encoders",
     "errors": "utils.errors",
+    "evaluation.assessment": "evaluation.evaluate",
     "evaluation.run": "evaluation.metrics",
+    "evaluation.sweep": "evaluation.evaluate",
     "export": "interop.export",
     "export.card": "interop.export.card",
     "export.folder": "interop.export.folder",
@@ -75,7 +77,6 @@ HOMES = {  # below momatch: then → now
     "teachers.own": "interop.load",
     "text": "interop.text_encoders",
     "training.seeding": "utils.seeding",
-    "validation": "config.validation",
 }
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from momatch.cli.evaluate import distilled_guidance, teacher_of_student
 from momatch.cli.sample import grid_columns
-from momatch.config import validation
 from momatch.config.schema import GuidanceConfig
 from momatch.diffusion.denoiser import Cond
 from momatch.evaluation.report.plots import image_grid
@@ -136,7 +135,6 @@ class Choice:
             UsageError: if it cannot be asked for that.
         """
         config = GuidanceConfig(scale=asked.guidance if self.can_be_guided else 0.0)
-        validation.check_guidance(config)
         return self._draw(self.model, config, asked, asked.steps)
 
     def draw_teacher(self, asked: Request) -> Drawing:

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from momatch.config import files as config_files
+from momatch.config.schema import KINDS
+from momatch.evaluation.evaluate import Row
 from momatch.evaluation.report import plots, tables
 from momatch.evaluation.report.tables import Verdict, number
-from momatch.evaluation.sweep import Row
-from momatch.utils.errors import UsageError
+from momatch.methods.base import MethodConfig
+from momatch.utils.errors import ConfigError, UsageError
 from momatch.utils.files import write_atomically
+from momatch.utils.run_folder import RunFolder
 from momatch.utils.text import count_of
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -34,7 +38,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class ReadRun:
     """What a run's folder holds, as far as it holds it.
 
     Attributes:
@@ -65,7 +69,7 @@ class RunFolder:
     @property
     def takes_text(self) -> bool:
         """Whether its finished model is asked by prompts."""
-        path = self.path / ("student" if self.is_distillation else "teacher") / "model.json"
+        path = RunFolder(self.path).model("student" if self.is_distillation else "teacher") / "model.json"
         return path.is_file() and "encoder_hidden_states" in json.loads(_read(path)).get("cond_shapes", {})
 
     @property
@@ -111,36 +115,37 @@ def write_report(run_dir: str | Path) -> Path:
     run = read_run(Path(run_dir))
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_read(TEMPLATE))
     page = template.render(_contents(run))
-    path = run.path / "report.html"
+    path = RunFolder(run.path).report
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return path
 
 
-def read_run(path: Path) -> RunFolder:
+def read_run(path: Path) -> ReadRun:
     """Read a run's folder, however far the run came.
 
     Raises:
         UsageError: if there is no readable config.json.
     """
+    folder = RunFolder(path)
     try:
-        config = json.loads(_read(path / "config.json"))
+        config = json.loads(_read(folder.config))
         if not isinstance(config, dict) or not isinstance(config.get("train", {}), dict):
             raise ValueError("not the config of a run")
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} holds no run (config.json: {error}); give the folder of a run") from None
-    lines = _read_lines(path / "metrics.jsonl")
+    lines = folder.rows()
     records = [line for line in lines if "event" not in line]
     events = [line for line in lines if "event" in line]
     rows, problems = [], []
-    if (path / "evaluation.json").exists():
+    if folder.evaluation.exists():
         try:
-            rows = [Row.from_dict(row) for row in json.loads(_read(path / "evaluation.json"))["rows"]]
+            rows = [Row.from_dict(row) for row in json.loads(_read(folder.evaluation))["rows"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(f"evaluation.json cannot be read ({error}); evaluate the run again.")
-    return RunFolder(path, config, records, events, rows, problems)
+    return ReadRun(path, config, records, events, rows, problems)
 
 
-def _contents(run: RunFolder) -> dict[str, Any]:
+def _contents(run: ReadRun) -> dict[str, Any]:
     """Everything that the template names."""
     outcome = _verdict(run)
     return {
@@ -164,20 +169,23 @@ def _contents(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _title(run: RunFolder) -> str:
+def _title(run: ReadRun) -> str:
     data = run.config.get("data", "unknown data")
     if not run.is_distillation:
         return f"Teacher for {data}"
     return f"{run.config.get('steps', '?')}-step student for {data}"
 
 
-def _facts(run: RunFolder) -> list[tuple[str, str]]:
+def _facts(run: ReadRun) -> list[tuple[str, str]]:
     config, images = run.config, max((r.get("images_seen", 0) for r in run.records), default=0)
     facts = [
         ("run", "distillation by moment matching" if run.is_distillation else "teacher training by denoising")
     ]
     if run.is_distillation:
-        facts += [("teacher", str(config.get("teacher"))), ("method", _method(config))]
+        facts += [
+            ("teacher", str(config.get("teacher"))),
+            ("method", method.title if (method := _method(run)) else "unknown"),
+        ]
         facts += [("student", f"{count_of(config.get('steps', 0), 'network call')} a sample")]
     facts += [
         ("data", str(config.get("data"))),
@@ -188,13 +196,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     return facts + [("why it stopped", str(stop.get("reason"))) for stop in stops[-1:]]
 
 
-def _method(config: dict[str, Any]) -> str:
-    if config.get("method") == "instant":
-        return "instant (Algorithm 3)"
-    return f"{config.get('update')} (Algorithm 2)"
-
-
-def _verdict(run: RunFolder) -> Verdict:
+def _verdict(run: ReadRun) -> Verdict:
     if not run.rows:
         return Verdict(
             "none", "This run has not been evaluated yet, so there is nothing to say about its quality."
@@ -211,7 +213,7 @@ def _verdict(run: RunFolder) -> Verdict:
     return Verdict("none", sentence)
 
 
-def _unfinished(run: RunFolder) -> str:
+def _unfinished(run: ReadRun) -> str:
     if run.is_complete:
         return ""
     return (
@@ -231,7 +233,7 @@ def _final_pictures(path: Path) -> list[Picture]:
     return [Picture(_png(file), f"{match[1]}, {count_of(int(match[2]), 'step')}") for match, file in found]
 
 
-def _look_pictures(run: RunFolder) -> list[Picture]:
+def _look_pictures(run: ReadRun) -> list[Picture]:
     """A few of the pictures taken on the way, evenly spread, the first and the last among them."""
     looks = [
         look for look in run.of_event("look") if look.get("grid") and (run.path / look["grid"]).is_file()
@@ -247,11 +249,18 @@ def _look_pictures(run: RunFolder) -> list[Picture]:
     ]
 
 
-def _curves(run: RunFolder) -> list[Picture]:
+def _method(run: ReadRun) -> MethodConfig | None:
+    """What the run's method says of itself; None if the config cannot be read, or the method is gone."""
+    try:
+        return config_files.from_json(run.config, KINDS[run.config["kind"]]).method
+    except (ConfigError, KeyError, TypeError):
+        return None
+
+
+def _curves(run: ReadRun) -> list[Picture]:
     start = (run.of_event("start") or [{}])[-1]
-    has_gap, has_loss, has_student = (
-        sum(name in record for record in run.records) > 1 for name in ("gap", "loss", "student_std")
-    )
+    has_student = sum("student_std" in record for record in run.records) > 1
+    method = _method(run) or MethodConfig()
     curves: list[tuple[bool, Callable[[], Any], str]] = [
         (
             sum(tables.find(row, "frechet") is not None for row in run.rows) > 0,
@@ -266,17 +275,10 @@ def _curves(run: RunFolder) -> list[Picture]:
             "read its course, not its height.",
         ),
         (
-            has_gap,
-            lambda: plots.training_curve(run.records, "gap", "gap ‖x_auxiliary − x_teacher‖²"),
-            "How far the auxiliary model, which follows the student, is from the teacher (weighted).",
+            sum(method.headline in record for record in run.records) > 1,
+            lambda: plots.training_curve(run.records, method.headline, method.label),
+            method.caption,
         ),
-        (
-            sum("instant_loss" in record for record in run.records) > 1,
-            lambda: plots.training_curve(run.records, "instant_loss", "instant loss"),
-            "What the teacher could still learn from the student's samples: it falls towards 0 as they get "
-            "better. Single values are noisy and may be negative (left out here).",
-        ),
-        (has_loss, lambda: plots.training_curve(run.records, "loss"), "The denoising loss."),
         (
             has_student,
             lambda: plots.statistics_curves(run.records, start.get("data_mean"), start.get("data_std")),
@@ -286,7 +288,7 @@ def _curves(run: RunFolder) -> list[Picture]:
     return [Picture(_svg(plots.svg(draw())), text) for wanted, draw, text in curves if wanted]
 
 
-def _commands(run: RunFolder) -> list[tuple[str, str]]:
+def _commands(run: ReadRun) -> list[tuple[str, str]]:
     """(what for, command), for the next thing to do."""
     folder, config = shlex.quote(str(run.path)), run.config
     again = "distill" if run.is_distillation else "train-teacher"
@@ -337,19 +339,6 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         else:
             rows.append((prefix + key, json.dumps(value)))
     return rows
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a .jsonl file that have a step; a line cut short by a crash is skipped."""
-    lines = []
-    for line in _read(path).splitlines() if path.is_file() else []:
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(fields, dict) and "step" in fields:
-            lines.append(fields)
-    return lines
 
 
 def _finite(value: float | None) -> float:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from momatch.evaluation.evaluate import Row
 from momatch.evaluation.report.tables import find
-from momatch.evaluation.sweep import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

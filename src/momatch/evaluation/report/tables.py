@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from momatch.evaluation.evaluate import Row
 from momatch.evaluation.metrics import Measurement
-from momatch.evaluation.sweep import Row
 from momatch.utils.text import count_of
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from momatch.data.emoji import TEXT_ENCODER
 from momatch.interop.text_encoders import WHOLE
 from momatch.models.model import Model
 from momatch.networks.configs import DiffusersConfig
+from momatch.utils.run_folder import RunFolder
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 CALLS = {  # what a pipeline is called with beside the number of steps; guidance is in the student already
@@ -67,7 +68,7 @@ def render(
         teacher=_short(source),
         base_model=source if from_diffusers and re.fullmatch(r"[\w.-]+/[\w.-]+", source) else None,
         data=_short(str(model.info.get("data", "unknown"))),
-        method=config.get("method", "unknown"),
+        method=_method(config),
         guidance=config.get("guidance", {}).get("scale", 0.0),
         licence=licence or _licence(pipeline) or "unknown",
         code=code,
@@ -78,6 +79,12 @@ def render(
         rows=_rows(run),
         version=__version__,
     )
+
+
+def _method(config: dict[str, Any]) -> str:
+    """Its name; configs of earlier versions hold nothing else."""
+    found = config.get("method", "unknown")
+    return str(found.get("name") if isinstance(found, dict) else found)
 
 
 def _own_call(model: Model, decodes: bool) -> str:
@@ -123,7 +130,7 @@ def _licence(pipeline: Path | None) -> str | None:
 
 def _rows(run: Path | None) -> list[dict[str, Any]]:
     """The Fréchet distances of evaluation.json, one row for each model, step count and kind of features."""
-    path = run / "evaluation.json" if run else None
+    path = RunFolder(run).evaluation if run else None
     if path is None or not path.is_file():
         return []
     found = []

@@ -1,0 +1,60 @@
+"""An average of the student's weights (EMA): what is sampled and saved in the student's place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from momatch.diffusion.denoiser import Denoiser
+from momatch.methods.base import Batch, Method, Update
+
+
+class Averaged(Method):
+    """Another method, whose student's weights are averaged after every step.
+
+    Args:
+        method: trains `role`.
+        decay: of the exponential moving average, β in average ← β average + (1 − β) weights. The first step
+            copies the weights.
+        role: whose weights.
+    """
+
+    def __init__(self, method: Method, decay: float, role: str = "student"):
+        self.method, self.role = method, role
+        student = method.trainable[role]
+        self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self.average.eval().requires_grad_(False)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The student with averaged weights."""
+        found = self.average.module
+        assert isinstance(found, Denoiser)
+        return found
+
+    def step(self, step: int, batch: Batch) -> Update:
+        """The method's own."""
+        return self.method.step(step, batch)
+
+    def after_update(self, step: int) -> None:
+        """Move the average."""
+        self.method.after_update(step)
+        self.average.update_parameters(self.method.trainable[self.role])
+
+    @property
+    def kept(self) -> Mapping[str, nn.Module]:
+        """The method's own, and the average."""
+        return {**self.method.kept, f"average of the {self.role}": self.average}
+
+    @property
+    def trainable(self) -> Mapping[str, nn.Module]:
+        """The method's own."""
+        return self.method.trainable
+
+    @property
+    def optimizer_overrides(self) -> Mapping[str, Mapping[str, Any]]:
+        """The method's own."""
+        return self.method.optimizer_overrides

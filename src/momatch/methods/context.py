@@ -1,0 +1,43 @@
+"""What an algorithm is built from: networks, data and options of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from momatch.diffusion.denoiser import Denoiser
+from momatch.diffusion.schedules import NoiseSchedule
+from momatch.methods.base import Batch
+from momatch.methods.transition import Transition
+from momatch.methods.weighting import Weighting
+
+
+@dataclass(frozen=True)
+class Context:
+    """Given to `MethodConfig.build`.
+
+    Attributes:
+        teacher: θ, guided and clipped as the run says.
+        student: η, a copy of the teacher that can learn; its `schedule` and `steps` are in `transition`.
+        transition: how t, z_t, x̃, s and z_s are drawn.
+        weighting: w(s).
+        auxiliary: makes another copy of the teacher that can learn; each call a new one.
+        second_moments: number of minibatches → v̂ by parameter name of `teacher`: estimated on that many, or,
+            for 0, those that came with the teacher.
+        minibatch: size → the first minibatch of that size, to try things on.
+    """
+
+    teacher: Denoiser
+    student: Denoiser
+    transition: Transition
+    weighting: Weighting
+    auxiliary: Callable[[], Denoiser]
+    second_moments: Callable[[int], dict[str, Tensor]]
+    minibatch: Callable[[int], Batch]
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The student's λ(t)."""
+        return self.transition.schedule

@@ -1,0 +1,173 @@
+"""A run's folder: the names of its files, the lock that one process holds, and its log, read and written.
+
+config.json           all settings, and fingerprints of what the run started from
+metrics.jsonl         the log: a row for every logged step, and for every event (start, look, alarm, stop)
+checkpoints/          the newest two
+best.safetensors      with a stopping rule: the best weights that a preview has seen
+second-moments.safetensors   of the teacher, where the run has estimated them
+samples/              previews, and images of evaluations
+student/, teacher/    the finished model; student/lora/ beside merged weights
+evaluation.json, report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from momatch.utils.errors import ConfigError
+
+LOCK = ".lock"
+SECOND_MOMENTS = "second-moments.safetensors"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run, which need not be there yet.
+
+    Attributes:
+        path: where.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """config.json; a folder without it is no run's."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.jsonl, the log."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """best.safetensors."""
+        return self.path / "best.safetensors"
+
+    @property
+    def second_moments(self) -> Path:
+        """second-moments.safetensors."""
+        return self.path / SECOND_MOMENTS
+
+    @property
+    def samples(self) -> Path:
+        """Folder of previews and images of evaluations."""
+        return self.path / "samples"
+
+    @property
+    def evaluation(self) -> Path:
+        """evaluation.json."""
+        return self.path / "evaluation.json"
+
+    @property
+    def report(self) -> Path:
+        """report.html."""
+        return self.path / "report.html"
+
+    def model(self, role: Literal["student", "teacher"]) -> Path:
+        """Folder of the finished model."""
+        return self.path / role
+
+    @property
+    def exists(self) -> bool:
+        """Whether it is the folder of a run."""
+        return self.config.is_file()
+
+    @property
+    def role(self) -> Literal["student", "teacher"]:
+        """What the run makes, by the kind that its config names; a teacher if that cannot be read."""
+        try:
+            fields = json.loads(self.config.read_text())
+        except (OSError, ValueError):
+            fields = None
+        distils = isinstance(fields, dict) and fields.get("kind") == "distill"
+        return "student" if distils else "teacher"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing but a lock is in it; also if it is not there."""
+        return not self.path.is_dir() or all(file.name == LOCK for file in self.path.iterdir())
+
+    @property
+    def begun(self) -> bool:
+        """Whether any step of the run was done."""
+        return any(self.checkpoints.glob("step-*.safetensors")) or self.metrics.exists()
+
+    def rows(self) -> list[Row]:
+        """The log; lines that a crash has cut short are passed over."""
+        try:
+            lines = self.metrics.read_text().split("\n")
+        except OSError:
+            return []
+        return [row for line in lines if (row := _row(line)) is not None]
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Add to the log, on disk when this returns: what a later checkpoint covers has then been logged.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        if text:
+            with self.metrics.open("a") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def forget_from(self, step: int) -> None:
+        """Drop what the log says of `step` and later: a crash took these steps back, they are done again."""
+        if self.metrics.exists():
+            kept = [row for row in self.rows() if row["step"] < step]
+            self.metrics.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _row(line: str) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+@contextmanager
+def exclusive(folder: Path, doing: str) -> Iterator[None]:
+    """Make `folder` and hold its lock, so that no two processes work in it; freed if the process dies.
+
+    Args:
+        folder: where.
+        doing: what is done there, for the other process to be told: "training in".
+
+    Raises:
+        ConfigError: if another process holds it, or the folder cannot be written.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"another process is {doing} {folder}; wait for it, stop it, or choose another --out"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write into {folder}: {error.strerror or error}; choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
