@@ -13,6 +13,7 @@ from PIL import Image
 
 import momatch
 from momatch.cli import main, progress
+from momatch.diffusion.denoiser import Denoiser
 from momatch.training import checkpoint
 
 SMALL_TEACHER = [
@@ -358,7 +359,32 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(teacher, data, tmp_path,
 def test_running_out_of_memory_is_said_in_a_sentence(run, tmp_path, capsys):
     arguments = ["sample", run, "--num", "999999999999", "--labels", "1", "--out", str(tmp_path / "x.png")]
     assert main(arguments) == 1
-    assert "out of memory" in capsys.readouterr().err and not (tmp_path / "x.png").exists()
+    said = capsys.readouterr().err
+    assert "out of memory" in said and "--batch-size" in said and not (tmp_path / "x.png").exists()
+
+
+def test_batch_size_reaches_the_network(run, tmp_path, monkeypatch):
+    sizes, forward = set(), Denoiser.forward
+    monkeypatch.setattr(
+        Denoiser, "forward", lambda self, z, *rest: (sizes.add(len(z)), forward(self, z, *rest))[1]
+    )
+    for command, options in (
+        ("sample", ["--num", "40", "--out", str(tmp_path / "x.png")]),
+        ("evaluate", ["--num", "100", "--steps", "1"]),
+    ):
+        sizes.clear()
+        assert main([command, run, *options, "--batch-size", "17"]) == 0
+        assert max(sizes) == 17
+        assert main([command, run, *options, "--batch-size", "0"]) == 2
+
+
+def test_batch_size_of_guidance_reaches_the_network(teacher, tmp_path, monkeypatch):
+    sizes, forward = set(), Denoiser.forward
+    monkeypatch.setattr(
+        Denoiser, "forward", lambda self, z, *rest: (sizes.add(len(z)), forward(self, z, *rest))[1]
+    )
+    options = ["--num", "100", "--scales", "0", "--steps", "1", "--out", str(tmp_path / "curve.png")]
+    assert main(["guidance", teacher, *options, "--batch-size", "17"]) == 0 and max(sizes) == 17
 
 
 def test_help_and_version(capsys):

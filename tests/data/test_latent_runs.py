@@ -169,9 +169,9 @@ def test_evaluation_asks_for_held_out_prompts_and_reads_them_chunk_by_chunk(data
 def test_what_metrics_are_computed_on_is_in_their_names(data, pipelines, monkeypatch):
     asked, original = [], Model.sample_chunks
 
-    def sample_chunks(self, n, steps=None, cond=None, seed=0, eta=1.0):
+    def sample_chunks(self, n, steps=None, cond=None, seed=0, eta=1.0, **others):
         asked.append(cond["encoder_hidden_states"][:4])
-        return original(self, n, steps, cond, seed, eta)
+        return original(self, n, steps, cond, seed, eta, **others)
 
     monkeypatch.setattr(Model, "sample_chunks", sample_chunks)
     decoded = evaluate_at(teacher(pipelines("stable_diffusion")), "teacher", data, 1, 120, resamples=10)

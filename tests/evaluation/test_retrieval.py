@@ -59,7 +59,7 @@ class Replay:
     def __init__(self, images):
         self.images, self.denoiser, self.device = images, SimpleNamespace(), images.device
 
-    def sample_chunks(self, n, steps, cond, seed):
+    def sample_chunks(self, n, steps, cond, seed, **_):
         assert n == len(self.images) == len(cond[TOKENS])
         yield from self.images.split(100)
 

@@ -46,6 +46,8 @@ class EvaluateArguments:
         teacher_steps: the same for a student's teacher; left out, the teacher is not measured.
         num: samples for each line.
         seed: of samples and resampling.
+        batch_size: samples that a network is given at a time, 1 to 256; fewer need less memory. What memory
+            holds, if left out.
         data: data to compare with; what the model was trained on, if left out.
         device: where networks run: cpu, cuda, cuda:1; auto is a GPU if there is one.
     """
@@ -55,6 +57,7 @@ class EvaluateArguments:
     teacher_steps: OptionalText = None
     num: int = 20_000
     seed: int = 0
+    batch_size: OptionalInt = None
     data: OptionalText = None
     device: str = devices.AUTO
 
@@ -98,9 +101,9 @@ def evaluate(arguments: list[str], console: Console) -> None:
     for candidate in candidates:
         cond = fixed_cond(candidate.model, data.heldout, parsed.num)
         for k in candidate.steps:
-            candidate.model.check_request(parsed.num, k, cond, parsed.seed)
+            candidate.model.check_request(parsed.num, k, cond, parsed.seed, parsed.batch_size)
     directory = Path(parsed.run) if RunFolder(Path(parsed.run)).exists else None
-    measure(directory, candidates, data, parsed.num, parsed.seed, console)
+    measure(directory, candidates, data, parsed.num, parsed.seed, console, parsed.batch_size)
 
 
 @settings("guidance")
@@ -123,6 +126,8 @@ class GuidanceArguments:
         guidance: where guidance acts, and clipping.
         num: samples for each line.
         seed: of samples and resampling.
+        batch_size: samples that a network is given at a time, 1 to 256; fewer need less memory. What memory
+            holds, if left out.
         data: data to compare with; what the model was trained on, if left out.
         device: where the network runs: cpu, cuda, cuda:1; auto is a GPU if there is one.
         out: picture of the curve, a .png or .svg; its figures are written beside it as .json.
@@ -134,6 +139,7 @@ class GuidanceArguments:
     guidance: SweptGuidance = field(default_factory=SweptGuidance)
     num: int = 4000
     seed: int = 0
+    batch_size: OptionalInt = None
     data: OptionalText = None
     device: str = devices.AUTO
     out: Path = Path("guidance.png")
@@ -165,13 +171,13 @@ def guidance(arguments: list[str], console: Console) -> None:
         check_null_condition(model, data.heldout, scale)
     steps = model.steps if parsed.steps is None else parsed.steps
     cond = fixed_cond(model, data.heldout, max(parsed.num, 0))
-    model.check_request(parsed.num, steps, cond, parsed.seed)
+    model.check_request(parsed.num, steps, cond, parsed.seed, parsed.batch_size)
     candidates = []
     for scale in scales:
         config = GuidanceConfig(**{**asdict(parsed.guidance), "scale": scale})
         guided = replace(model, denoiser=config.apply(model.denoiser))
         candidates.append(Candidate(f"w = {scale:g}", guided, (steps,)))
-    rows = measure(None, candidates, data, parsed.num, parsed.seed, console)
+    rows = measure(None, candidates, data, parsed.num, parsed.seed, console, parsed.batch_size)
     figure = guidance_curve(list(zip(scales, rows, strict=True)))
     figure.savefig(parsed.out, dpi=150, transparent=False, facecolor="white")
     contents = [{"scale": w, **row.to_dict()} for w, row in zip(scales, rows, strict=True)]
@@ -207,11 +213,12 @@ def measure(
     num_samples: int,
     seed: int,
     console: Console,
+    batch_size: int | None = None,
 ) -> list[Row]:
     """Evaluate and print the table; a line as each row is done, since some take long."""
     rows = []
     with follow_samples(console) as watch:
-        for row in assess(directory, candidates, data, num_samples, seed, watch):
+        for row in assess(directory, candidates, data, num_samples, seed, watch, batch_size):
             rows.append(row)
             console.print(f"  measured: {row.name}, {count_of(row.steps, 'step')}")
     console.print(evaluation_table(rows))

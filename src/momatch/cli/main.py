@@ -80,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if debug or not ("memory" in str(error) or isinstance(error, MemoryError)):
             raise
-        return _fail("out of memory; ask for fewer samples, or a smaller batch or network", 1)
+        remedy = "sample with a smaller --batch-size, or train with a smaller --train.batch-size or network"
+        return _fail(f"out of memory; {remedy}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 

@@ -46,6 +46,8 @@ class SampleArguments:
         clip: of a teacher's estimates: "static" to [−1, 1], as the emoji recipes distil; "dynamic" rescales.
         seed: of the noise; the same number of samples from the same seed are the same samples.
         eta: stochasticity: 1 is ancestral, 0 is DDIM.
+        batch_size: samples that the network is given at a time, 1 to 256; fewer need less memory and give the
+            same samples, but for rounding. What memory holds, if left out.
         device: where the network runs: cpu, cuda, cuda:1; auto is a GPU if there is one. The same seed
             gives other samples on a GPU than on the CPU.
         out: a .png for a grid, in which small pictures are enlarged; or an .npz with images (uint8), and
@@ -61,6 +63,7 @@ class SampleArguments:
     clip: Clip = "none"
     seed: int = 0
     eta: float = 1.0
+    batch_size: OptionalInt = None
     device: str = devices.AUTO
     out: Path = Path("samples.png")
 
@@ -82,7 +85,7 @@ def sample(arguments: list[str], console: Console) -> None:
         cond = prompt_cond(prompts, parsed.labels, max(num, 0), model)
     else:
         cond = label_cond(parsed.labels, max(num, 0), model)
-    model.check_request(num, steps, cond, parsed.seed)
+    model.check_request(num, steps, cond, parsed.seed, parsed.batch_size)
     if parsed.guidance and cond is None and model.cond_shapes:
         raise UsageError(f"--guidance {parsed.guidance} needs something to guide to; give --prompt")
     if model.is_student and steps != model.steps:
@@ -100,7 +103,7 @@ def sample(arguments: list[str], console: Console) -> None:
         )
     model = guided(model, parsed.guidance, parsed.clip)
     decoder = decoder_of(model)
-    images = model.sample(num, steps, cond, parsed.seed, parsed.eta).cpu()
+    images = model.sample(num, steps, cond, parsed.seed, parsed.eta, parsed.batch_size).cpu()
     if not images.isfinite().all():
         raise UsageError(f"{parsed.run} gave samples that are not finite; its training has broken down")
     images = images if decoder is None else decoder(images)

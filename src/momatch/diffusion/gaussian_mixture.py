@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from momatch.diffusion.interface import Cond
+
 
 class GaussianMixture:
     """Σ_i w_i N(μ_i, Σ_i) over vectors, K components in D dimensions.
@@ -169,11 +171,11 @@ class MixtureDenoiser(nn.Module):
         super().__init__()
         self.mixture = mixture
 
-    def forward(self, z: Tensor, logsnr: Tensor, cond: dict[str, Tensor] | None = None) -> Tensor:
+    def forward(self, z: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
         """E[x | z]: z (B, D), logsnr (B,) → (B, D); `cond` is ignored."""
         return self.mixture.mean(z, logsnr)
 
-    def null_cond(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
+    def null_cond(self, cond: Cond) -> Cond:
         """`cond` itself: with or without a condition, the law is the same."""
         return cond
 

@@ -98,6 +98,7 @@ class Judge:
         device: where extractors and classifier run.
         seed: of samples and resampling.
         resamples: bootstrap resamples of the Fréchet distance.
+        batch_size: samples that a network is given at a time; see `Model.sample`.
     """
 
     def __init__(
@@ -107,8 +108,9 @@ class Judge:
         device: torch.device | str = "cpu",
         seed: int = 0,
         resamples: int = 200,
+        batch_size: int | None = None,
     ):
-        self.data, self.decoder, self.seed = data, decoder, seed
+        self.data, self.decoder, self.seed, self.batch_size = data, decoder, seed, batch_size
         extractors, classifier = builtin.judges(data.heldout, decoder, device)
         self._retrieves = classifier is not None and classifier.metric == "retrieval_accuracy"
         images, labels = data.heldout.images, data.heldout.labels
@@ -151,7 +153,8 @@ class Judge:
         def samples() -> Iterator[Pair]:
             nonlocal seconds
             done = 0
-            chunks = model.sample_chunks(num_samples, steps, cond, self.seed + SAMPLE_SEED_OFFSET)
+            noise_seed = self.seed + SAMPLE_SEED_OFFSET
+            chunks = model.sample_chunks(num_samples, steps, cond, noise_seed, batch_size=self.batch_size)
             while True:
                 start = time.monotonic()
                 made = next(chunks, None)
@@ -175,7 +178,7 @@ class Judge:
 
         path.parent.mkdir(exist_ok=True)
         cond = fixed_cond(model, self.data.heldout, GRID_SAMPLES)
-        samples = model.sample(GRID_SAMPLES, steps, cond, self.seed).cpu()
+        samples = model.sample(GRID_SAMPLES, steps, cond, self.seed, batch_size=self.batch_size).cpu()
         save_png(image_grid(to_pictures(samples, self.decoder), GRID_COLUMNS), path)
 
 
@@ -201,6 +204,7 @@ def assess(
     num_samples: int,
     seed: int,
     watch: Watch | None = None,
+    batch_size: int | None = None,
 ) -> Iterator[Row]:
     """Measure every candidate at every step count; with a folder, keep rows and pictures there as they come.
 
@@ -214,6 +218,7 @@ def assess(
         num_samples: samples for each row.
         seed: of samples and resampling.
         watch: passes samples on as they are pulled: (samples, title of the row, how many); for progress.
+        batch_size: samples that a network is given at a time; see `Model.sample`.
 
     Yields:
         One row at a time.
@@ -223,7 +228,7 @@ def assess(
         model = candidate.model
         known = str(model.provenance.pipeline), str(model.device)  # all that a judge depends on of a model
         if known not in judges:
-            judges[known] = Judge(data, decoder_of(model), model.device, seed)
+            judges[known] = Judge(data, decoder_of(model), model.device, seed, batch_size=batch_size)
         judge = judges[known]
         for steps in candidate.steps:
             title = f"{candidate.name}, {count_of(steps, 'step')}"

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from momatch.diffusion import conventions, process, schedules
 from momatch.diffusion.denoiser import Cond, Denoiser
-from momatch.diffusion.sampling import ancestral
+from momatch.diffusion.sampling import ancestral, in_batches
 from momatch.diffusion.schedules import NoiseSchedule
+from momatch.models import batch_size as batch_sizes
 from momatch.models import provenance
 from momatch.models.provenance import Provenance
 from momatch.networks import registry
@@ -113,7 +114,13 @@ class Model:
         return load_file(path) if path and path.is_file() else None
 
     def sample(
-        self, n: int, steps: int | None = None, cond: Cond | None = None, seed: int = 0, eta: float = 1.0
+        self,
+        n: int,
+        steps: int | None = None,
+        cond: Cond | None = None,
+        seed: int = 0,
+        eta: float = 1.0,
+        batch_size: int | None = None,
     ) -> Tensor:
         """Draw n samples by the ancestral sampler (Algorithm 1).
 
@@ -125,21 +132,30 @@ class Model:
             seed: the same seed gives the same n samples, and the same initial noise for any n and steps;
                 others on a GPU than on the CPU, whose random numbers differ.
             eta: 1 = ancestral, 0 = DDIM.
+            batch_size: samples that the network is given at a time, 1 to 256; fewer need less memory. The
+                noise is the same whatever it is, so samples are, up to the rounding of kernels. None: 256,
+                or what free memory holds of samples larger than 64×64×3 numbers.
 
         Returns:
             (n, *sample_shape) float32, on the model's device; pictures live in [−1, 1] but are not clipped.
 
         Raises:
-            UsageError: if n, steps or a label is out of range.
+            UsageError: if n, steps, a label or batch_size is out of range.
         """
-        return torch.cat(list(self.sample_chunks(n, steps, cond, seed, eta)))
+        return torch.cat(list(self.sample_chunks(n, steps, cond, seed, eta, batch_size)))
 
     def sample_chunks(
-        self, n: int, steps: int | None = None, cond: Cond | None = None, seed: int = 0, eta: float = 1.0
+        self,
+        n: int,
+        steps: int | None = None,
+        cond: Cond | None = None,
+        seed: int = 0,
+        eta: float = 1.0,
+        batch_size: int | None = None,
     ) -> Iterator[Tensor]:
-        """As `sample`, a chunk of samples at a time."""
+        """As `sample`, 256 samples at a time whatever the batch size."""
         steps = self.steps if steps is None else steps
-        self.check_request(n, steps, cond, seed)
+        self.check_request(n, steps, cond, seed, batch_size)
         device = self.device
         was_training = self.denoiser.training
         self.denoiser.eval()
@@ -151,11 +167,17 @@ class Model:
                 chunk_cond = (
                     {k: v[first : first + count].to(device) for k, v in cond.items()} if cond else None
                 )
-                yield ancestral(self.denoiser, noise, steps, self.schedule, chunk_cond, generator, eta)
+                if batch_size is None:  # with the chunk's noise and condition in memory
+                    start = self.schedule(torch.ones(1, device=device)).expand(count)
+                    batch_size = batch_sizes.fitting(self.denoiser, noise, start, chunk_cond)
+                denoiser = in_batches(self.denoiser, batch_size)
+                yield ancestral(denoiser, noise, steps, self.schedule, chunk_cond, generator, eta)
         finally:
             self.denoiser.train(was_training)
 
-    def check_request(self, n: int, steps: int, cond: Cond | None, seed: int = 0) -> None:
+    def check_request(
+        self, n: int, steps: int, cond: Cond | None, seed: int = 0, batch_size: int | None = None
+    ) -> None:
         """Refuse what this model cannot sample.
 
         Raises:
@@ -165,6 +187,8 @@ class Model:
             raise UsageError(f"the number of samples must be at least 1, got {n}")
         if not 0 <= seed < MAX_SEED:
             raise UsageError(f"the seed must lie in 0 … {MAX_SEED - 1}, got {seed}")
+        if batch_size is not None and not 1 <= batch_size <= CHUNK:
+            raise UsageError(f"the batch size of sampling must lie in 1 … {CHUNK}, got {batch_size}")
         if steps < 1:
             raise UsageError(f"steps must be at least 1, got {steps}")
         if self.is_student and steps > MAX_STUDENT_STEPS:
