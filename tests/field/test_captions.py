@@ -9,7 +9,7 @@ import tarfile
 
 import pytest
 from PIL import Image
-from test_classes import png, put, tar
+from small_files import png, put, tar
 
 from momatch.data.collections import Reading
 from momatch.data.image_io import DataError

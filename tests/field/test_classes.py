@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 import warnings
 from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
+from small_files import put, tar
 
 from momatch.data.image_io import DataError
 from momatch.data.sources import load_data, open_collection
 from momatch.utils.errors import Notice
-
-
-def png(level=0, size=(4, 4)) -> bytes:
-    stream = io.BytesIO()
-    Image.new("L", size, level).save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def put(root, files):
-    """Files by name: a level for a picture, or contents."""
-    for name, contents in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(contents) if isinstance(contents, int) else contents)
-    return root
-
-
-def tar(path, files, mode="w"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as archive:
-        for name, contents in files.items():
-            contents = png(contents) if isinstance(contents, int) else contents
-            info = tarfile.TarInfo(name)
-            info.size = len(contents)
-            archive.addfile(info, io.BytesIO(contents))
-    return path
 
 
 def classes(source):

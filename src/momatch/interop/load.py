@@ -17,32 +17,42 @@ HUB_NAME = re.compile(r"(?!runs/)[\w-][\w.-]*/[\w-][\w.-]*")  # momatch's own ru
 BUILDER = re.compile(r"[\w.]+:\w+")
 
 
-def load_teacher(source: str | Path, null_label: int | None = None, size: int | None = None) -> Model:
+def load_teacher(
+    source: str | Path,
+    null_label: int | None = None,
+    size: int | None = None,
+    scheduler: str | Path | None = None,
+) -> Model:
     """Load a teacher.
 
     Args:
         source: "digits" for the one that ships with the package; the folder of a model, or of a run that
-            trained one; the folder of a diffusers pipeline, or of a diffusers model with its scheduler; the
-            name of one on the Hugging Face hub, "organisation/name"; or "package.module:function", whose
-            call gives a `momatch.Model`.
+            trained one; the folder of a diffusers pipeline, of a diffusers model with its scheduler, or of a
+            checkpoint of diffusers' training scripts in the folder of their pipeline; the name of one on the
+            Hugging Face hub, "organisation/name"; or "package.module:function", whose call gives a
+            `momatch.Model`.
         null_label: the label that stands for "no class" in a diffusers UNet2DModel; it can then be guided.
         size: side of what a diffusers teacher makes, if not what its files say.
+        scheduler: the folder with the scheduler_config.json that a diffusers teacher was trained with, if its
+            own has none.
 
     Raises:
-        UsageError: if there is no usable model, or something about it has to be told.
+        UsageError: if there is no usable model, its weights are not all finite, or something about it has to
+            be told.
     """
     text, path = str(source), Path(source)
     if not path.exists() and BUILDER.fullmatch(text):
         model = _built(text)
     elif path.is_dir() and not (path / "model.json").is_file() and diffusers.is_folder(path):
-        return diffusers.load(path, null_label, size)
+        return _finite(diffusers.load(path, null_label, size, scheduler=scheduler), source)
     elif not path.parent.is_dir() and isinstance(source, str) and HUB_NAME.fullmatch(text):
-        return diffusers.load(diffusers.from_hub(text), null_label, size, pipeline=text)
+        found = diffusers.load(diffusers.from_hub(text), null_label, size, text, scheduler)
+        return _finite(found, source)
     else:
         model = _own_teacher(source)
-    if null_label is not None or size is not None:
-        raise UsageError(f"null_label and size are for teachers of diffusers; {source} is none")
-    return model
+    if null_label is not None or size is not None or scheduler is not None:
+        raise UsageError(f"null_label, size and scheduler are for teachers of diffusers; {source} is none")
+    return _finite(model, source)
 
 
 def load_student(source: str | Path) -> Student:
@@ -51,7 +61,7 @@ def load_student(source: str | Path) -> Student:
     Raises:
         ModelError: if there is no usable model, or it is no student.
     """
-    model = _from_run(Path(source), "student")
+    model = _finite(_from_run(Path(source), "student"), source)
     if not isinstance(model, Student):
         raise ModelError(f"{source} holds a teacher, not a student; give the folder of a distillation run")
     return model
@@ -70,7 +80,24 @@ def load_any(source: str | Path, null_label: int | None = None, size: int | None
     if str(source) == "digits":
         return _own_teacher("digits")
     distilled = (path / "student").is_dir() or '"kind": "distill"' in _text(path / "config.json")
-    return _from_run(path, "student" if distilled else "teacher")
+    return _finite(_from_run(path, "student" if distilled else "teacher"), source)
+
+
+def _finite(model: Model, source: str | Path) -> Model:
+    """The model, if all its numbers are finite.
+
+    Raises:
+        ModelError: naming a tensor that has others.
+    """
+    for name, tensor in model.denoiser.network.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            count = int((~tensor.isfinite()).sum())
+            raise ModelError(
+                f"the weights of {source} are damaged: {count:,} of the {tensor.numel():,} numbers of "
+                f"{name.removeprefix('model.')} are NaN or infinite; take an earlier checkpoint, or "
+                "one saved in float32"
+            )
+    return model
 
 
 def _built(builder: str) -> Model:
@@ -93,6 +120,10 @@ def _from_run(path: Path, part: str) -> Model:
     if part == "student" and (path / "teacher" / "model.json").is_file():
         raise ModelError(
             f"{path} holds a teacher, not a student; distil one: momatch distill RECIPE --teacher {path}"
+        )
+    if part == "teacher" and (path / "student" / "model.json").is_file():
+        raise ModelError(
+            f"the run {path} has a student and no teacher; give {path / 'student'} to use that as a teacher"
         )
     if (path / "config.json").is_file() and not (path / part / "model.json").is_file():
         raise ModelError(

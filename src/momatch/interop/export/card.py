@@ -67,6 +67,7 @@ def render(
         teacher=_short(source),
         base_model=source if from_diffusers and re.fullmatch(r"[\w.-]+/[\w.-]+", source) else None,
         data=_short(str(model.info.get("data", "unknown"))),
+        classes=model.info.get("class_names", []),
         method=config.get("method", "unknown"),
         guidance=config.get("guidance", {}).get("scale", 0.0),
         licence=licence or _licence(pipeline) or "unknown",
