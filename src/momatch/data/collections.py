@@ -117,17 +117,18 @@ class Collection(ABC):
         """Whether there is nothing to say but how many pictures there are."""
         return not (self.class_names or self.left_out or self.notes)
 
-    def class_counts(self) -> list[tuple[str, int]]:
-        """(class, pictures in it) in the order of labels."""
+    def class_counts(self) -> list[tuple[int, str, int]]:
+        """(label, class, pictures in it) in order; of classes without names those that occur."""
         counts = Counter(self.labels or ())
-        names = self.class_names or [str(label) for label in range(max(counts, default=-1) + 1)]
-        return [(name, counts[label]) for label, name in enumerate(names)]
+        if self.class_names:
+            return [(label, name, counts[label]) for label, name in enumerate(self.class_names)]
+        return [(label, str(label), counts[label]) for label in sorted(counts)]
 
     def summary(self) -> str:
         """'read 1,240 pictures of 3 classes (cat 400, …); left out 12 .tif, 1 hidden file'."""
         words = f"read {count_of(len(self), 'picture')}"
         if self.class_names:
-            shown = [f"{name} {count:,}" for name, count in self.class_counts()]
+            shown = [f"{name} {count:,}" for _, name, count in self.class_counts()]
             more = len(shown) - LISTED_CLASSES
             shown = [*shown[:LISTED_CLASSES], f"and {more:,} more"] if more > 0 else shown
             plural = "class" if len(self.class_names) == 1 else "classes"
@@ -156,8 +157,10 @@ class Folder(Collection):
         sidecars = [file for file in found if file]
         self.has_captions = len(sidecars) == len(self.files)
         self.sidecars = sidecars if self.has_captions else []
-        self.caption_help = "it has no metadata.jsonl, and no KEY.txt beside KEY.png"
-        self.notes = [classes.note] if classes.note else []
+        self.caption_help = (
+            "it has none: put KEY.txt beside each KEY.png, or use a folder with metadata.jsonl"
+        )
+        self.notes: list[str] = [classes.note] if classes.note else []
         if sidecars and not self.has_captions:
             lacking = self.files[found.index(None)]
             self.caption_help = f"{lacking} has no {lacking.stem}.txt beside it, though others have"

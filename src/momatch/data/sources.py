@@ -175,11 +175,11 @@ def _check_pictures(images: Pixels, source: str, image_size: int) -> None:
 def _read_all(collection: Collection, image_size: int) -> tuple[Pixels, Tensor, list[str] | None, int]:
     """All pictures as (N, C, H, W) levels, labels (0 where there are none), captions, grey ones among RGB."""
     if isinstance(collection, Npz):
-        levels = torch.from_numpy(collection.images)
-        levels = levels[:, None] if levels.ndim == 3 else levels.permute(0, 3, 1, 2).contiguous()
-        return Pixels(levels), torch.tensor(collection.labels), None, 0
+        arrays = torch.from_numpy(collection.images)
+        arrays = arrays[:, None] if arrays.ndim == 3 else arrays.permute(0, 3, 1, 2).contiguous()
+        return Pixels(arrays), torch.tensor(collection.labels), None, 0
     first, n = collection.item(0, image_size), len(collection)
-    levels = np.empty((n, *_channels_first(first.pixels).shape), np.uint8)
+    levels: np.ndarray = np.empty((n, *_channels_first(first.pixels).shape), np.uint8)
     labels, captions, grey = torch.zeros(n, dtype=torch.int64), [], 0
     for i in range(n):
         item = collection.item(i, image_size)

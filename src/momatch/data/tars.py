@@ -127,7 +127,7 @@ class Tars(Collection):
         kept = [i for i, number in enumerate(labels.numbers) if number is not None]
         lacking = next((i for i, number in enumerate(labels.numbers) if number is None), None)
         if lacking is not None:
-            self.notes += [f"not read: {len(rows) - len(kept):,} without a label, such as {rows[lacking][0]}"]
+            self.notes = [f"not read: {len(rows) - len(kept):,} without a label, such as {rows[lacking][0]}"]
         self.samples = [self.samples[i] for i in kept]
         self.labels = [number for number in labels.numbers if number is not None]
         self.class_names = labels.names
@@ -136,7 +136,7 @@ class Tars(Collection):
         classes = folder_classes([sample.folder for sample in self.samples])
         if classes:
             self.labels, self.class_names = classes.labels, classes.names
-            self.notes += [classes.note] if classes.note else []
+            self.notes = [classes.note] if classes.note else []
 
     def _scan(self, number: int, shard: Path) -> list[_Sample]:
         samples, left_out = _scan(shard, _uncompressed(shard, Path(self._unpacked.name, f"{number}.tar")))
