@@ -131,6 +131,14 @@ def test_pictures_that_records_do_not_name_are_counted(tmp_path):
     assert found.summary() == "read 2 pictures; left out 1 .png"
 
 
+def test_a_folder_by_its_relative_name_and_records_with_absolute_ones(tmp_path, monkeypatch):
+    line = json.dumps({"file_name": str(tmp_path / "data" / ".0.png"), "text": "it"}).encode()
+    put(tmp_path / "data", {".0.png": 4, ".1.png": 5, "metadata.jsonl": line})
+    monkeypatch.chdir(tmp_path)
+    found = open_collection("data")
+    assert captions("data") == {4: "it"} and found.left_out == {"hidden file": 1} and found.identity()
+
+
 def test_a_caption_beside_a_picture_that_is_no_text_is_named(tmp_path):
     source = put(tmp_path, {"0.png": 0, "0.txt": b"caf\xe9"})
     with pytest.raises(DataError, match="0.txt, line 1 is not UTF-8"):

@@ -31,11 +31,13 @@ class Tree:
     Attributes:
         root: the folder.
         files: those that can be seen, sorted.
-        left_out: what is passed over, by kind, and how many of each.
+        hidden: those that cannot; records may name them all the same.
+        left_out: what else is passed over, by kind, and how many of each.
     """
 
     root: Path
     files: list[Path] = field(default_factory=list)
+    hidden: list[Path] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
     def having(self, suffixes: Iterable[str]) -> list[Path]:
@@ -53,9 +55,10 @@ class Tree:
 
     def without(self, used: Iterable[Path]) -> Counter[str]:
         """What is left out if only `used` is read: kind → how many."""
-        taken = set(used)
-        rest = (file.suffix.lower() or WITHOUT_ENDING for file in self.files if file not in taken)
-        return self.left_out + Counter(rest)
+        taken = {os.path.abspath(file) for file in used}
+        rest = [(file, file.suffix.lower() or WITHOUT_ENDING) for file in self.files]
+        rest += [(file, HIDDEN) for file in self.hidden]
+        return self.left_out + Counter(kind for file, kind in rest if os.path.abspath(file) not in taken)
 
 
 def walk(root: Path) -> Tree:
@@ -89,7 +92,7 @@ def _visit(folder: Path, above: tuple[str, ...], hidden: bool, tree: Tree) -> No
             else:
                 _visit(path, here, unseen, tree)
         elif unseen:
-            tree.left_out[HIDDEN] += 1
+            tree.hidden.append(path)
         elif entry.is_symlink() and not path.exists():
             tree.left_out[BROKEN] += 1
         else:
