@@ -276,3 +276,22 @@ def test_a_picture_of_another_size_is_named_with_both(tmp_path):
     Image.new("L", (5, 4)).save(tmp_path / "z.png")
     with pytest.raises(DataError, match="z.png has 5×4 pixels, .*0.png 4×4; convert .* --image-size"):
         load_data(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["train/0.png", "data/train/0.png", "train\\0.png"])
+@pytest.mark.parametrize("source", ["data", "data/train"])
+def test_names_from_a_folder_further_up(tmp_path, name, source):
+    line = json.dumps({"file_name": name, "text": "it"}).encode()
+    put(tmp_path / "data" / "train", {"0.png": 5, "metadata.jsonl": line})
+    assert captions(tmp_path / source) == {5: "it"}
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: put(p, {"0.png": POINTER}), lambda p: tar(p / "a.tar", {"0.png": POINTER})]
+)
+def test_a_picture_that_was_not_fetched_says_so(tmp_path, make):
+    with pytest.raises(DataError, match="is a pointer of Git LFS, not the picture; run git lfs pull"):
+        open_collection(str(make(tmp_path))).item(0)

@@ -245,3 +245,47 @@ def test_an_npz_with_other_names_says_which_it_has(tmp_path):
     np.savez(tmp_path / "data.npz", train_images=arrays((100, 8, 8)))
     with pytest.raises(DataError, match="it has train_images; rename the pictures' to images"):
         load_data(str(tmp_path / "data.npz"))
+
+
+def stylegan(labels):
+    return {"00000/img0.png": 10, "00000/img1.png": 20, "00001/img2.png": 30, "dataset.json": labels}
+
+
+@pytest.mark.parametrize(
+    ("labels", "wanted", "left_out"),
+    [
+        ([["00000/img0.png", 1], ["00000/img1.png", 0], ["00001/img2.png", 1]], {10: 1, 20: 0, 30: 1}, {}),
+        ([["00000/img0.png", 1], ["00000/img1.png", 0]], {10: 1, 20: 0}, {".png": 1}),
+        (None, {10: None, 20: None, 30: None}, {}),
+    ],
+)
+def test_the_labels_of_a_dataset_json_count_and_its_folders_do_not(tmp_path, labels, wanted, left_out):
+    root = put(tmp_path, stylegan(json.dumps({"labels": labels}).encode()))
+    assert classes(root) == (wanted, []) and open_collection(str(root)).left_out == left_out
+
+
+@pytest.mark.parametrize("contents", [b'{"images": []}', b"[]", b"not json", b"5"])
+def test_another_dataset_json_is_left_out(tmp_path, contents):
+    root = put(tmp_path, stylegan(contents))
+    assert classes(root) == ({10: 0, 20: 0, 30: 1}, ["00000", "00001"])
+    assert open_collection(str(root)).left_out == {".json": 1}
+
+
+@pytest.mark.parametrize("labels", [[["a"]], [[1, 2]], 5, {"a": 1}])
+def test_a_dataset_json_of_odd_labels_is_named(tmp_path, labels):
+    with pytest.raises(DataError, match="dataset.json are no list of .file name, label.; repair it"):
+        open_collection(str(put(tmp_path, stylegan(json.dumps({"labels": labels}).encode()))))
+
+
+def test_labels_that_no_picture_has_are_said(tmp_path):
+    found = open_collection(str(with_records(tmp_path, [1, 2, 5, 1], "metadata.jsonl")))
+    assert found.summary() == "read 4 pictures; 3 of the labels 0 to 5 have no picture"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("data.zip", "nor a .tar; unzip it"), ("metadata.jsonl", "; give its folder"), ("a.npy", "nor a .tar$")],
+)
+def test_a_file_of_another_kind_says_what_to_do(tmp_path, name, says):
+    with pytest.raises(DataError, match=says):
+        open_collection(str(put(tmp_path, {name: b"x"}) / name))

@@ -188,3 +188,39 @@ def test_the_card_lists_the_classes_in_order(tmp_path):
         Student(**fields, sample_shape=(1, 8, 8), steps=2, info=info), tmp_path / "x", "it", None, None
     )
     assert "Its classes by `class_labels`: 0 cat, 1 dog." in (tmp_path / "x" / "README.md").read_text()
+
+
+def test_weights_that_were_not_fetched_say_so(tmp_path):
+    folder = pipeline(tmp_path / "pipe")
+    (folder / "unet" / WEIGHTS).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(
+        ModelError, match=f"{WEIGHTS} is a pointer of Git LFS, not the weights; run git lfs pull"
+    ):
+        momatch.load_teacher(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "v1-5.ckpt", "flux.gguf"])
+def test_a_single_file_of_weights_says_how_a_folder_is_made_of_it(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ModelError, match=f"{name} is a single file of weights; .*from_single_file") as error:
+        momatch.load_teacher(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "adapter_config.json"])
+def test_an_adapter_is_no_teacher(tmp_path, name):
+    (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(ModelError, match=f"is an adapter .{name}., not a model; merge it"):
+        momatch.load_teacher(tmp_path)
+
+
+@pytest.mark.parametrize("refs", [True, False])
+def test_a_folder_of_the_hub_s_cache(tmp_path, refs):
+    cache = tmp_path / "models--org--name"
+    pipeline(cache / "snapshots" / "0a1b")
+    (cache / "blobs").mkdir()
+    if refs:
+        (cache / "refs").mkdir()
+        (cache / "refs" / "main").write_text("0a1b")
+        (cache / "snapshots" / "older").mkdir()
+    assert momatch.load_teacher(cache).sample_shape == (1, 8, 8)

@@ -18,6 +18,7 @@ from momatch.data.folders import Classes, Tree, check_no_class_vanishes, classes
 from momatch.data.image_io import SUFFIXES, DataError, central_square, on_white, read_picture
 from momatch.data.records import (
     CAPTION_FIELDS,
+    DATASET,
     LABEL_FIELDS,
     METADATA,
     Labels,
@@ -25,7 +26,9 @@ from momatch.data.records import (
     as_caption,
     as_number,
     column,
+    dataset_labels,
     fields_help,
+    is_dataset,
     read_records,
     read_text,
     to_labels,
@@ -115,7 +118,12 @@ class Collection(ABC):
     @property
     def is_plain(self) -> bool:
         """Whether there is nothing to say but how many pictures there are."""
-        return not (self.class_names or self.left_out or self.notes)
+        return not (self.class_names or self.left_out or self.notes or self.empty_labels)
+
+    @property
+    def empty_labels(self) -> int:
+        """Labels from 0 to the largest that no picture has."""
+        return max(self.labels) + 1 - len(set(self.labels)) if self.labels else 0
 
     def class_counts(self) -> list[tuple[int, str, int]]:
         """(label, class, pictures in it) in order; of classes without names those that occur."""
@@ -133,8 +141,10 @@ class Collection(ABC):
             shown = [*shown[:LISTED_CLASSES], f"and {more:,} more"] if more > 0 else shown
             plural = "class" if len(self.class_names) == 1 else "classes"
             words += f" of {len(self.class_names):,} {plural} ({', '.join(shown)})"
+        empty = self.empty_labels
+        some = [f"{empty:,} of the labels 0 to {max(self.labels or [0])} have no picture"] if empty else []
         left_out = [f"left out {listed(self.left_out)}"] if self.left_out else []
-        return "; ".join([words, *self.notes, *left_out])
+        return "; ".join([words, *self.notes, *some, *left_out])
 
 
 class Folder(Collection):
@@ -158,7 +168,8 @@ class Folder(Collection):
         self.has_captions = len(sidecars) == len(self.files)
         self.sidecars = sidecars if self.has_captions else []
         self.caption_help = (
-            "it has none: put KEY.txt beside each KEY.png, or use a folder with metadata.jsonl"
+            "this kind of source has none: use a folder with KEY.txt beside each KEY.png, or with "
+            "metadata.jsonl"
         )
         self.notes: list[str] = [classes.note] if classes.note else []
         if sidecars and not self.has_captions:
@@ -190,13 +201,14 @@ class Folder(Collection):
 class ImageFolder(Collection):
     """The imagefolder convention: metadata.jsonl (or .csv) beside the pictures, an entry for each.
 
-    An entry has the file_name, from the folder of the metadata, and perhaps caption and label.
+    An entry has the file_name, from the folder of the metadata, and perhaps caption and label. The
+    dataset.json of StyleGAN and EDM is read, too.
     """
 
     def __init__(self, tree: Tree, reading: Reading = USUAL):
         self.name, self.path, self.reading = tree.root.stem, tree.root, reading
         metadata = _metadata(tree)
-        records = [record for file in metadata for record in read_records(file, self.path, reading.anywhere)]
+        records = [record for file in metadata for record in _records(file, tree, reading.anywhere)]
         if not records:
             raise DataError(f"{metadata[0]} names no pictures; write a line for each, with its file_name")
         rows = [(record.where, record.entries) for record in records]
@@ -285,7 +297,7 @@ def digest(lines: Iterable[str]) -> str:
 
 def has_metadata(tree: Tree) -> bool:
     """Whether the pictures of a folder have records."""
-    return any(tree.named(name) for name in METADATA)
+    return bool(_metadata(tree))
 
 
 def _metadata(tree: Tree) -> list[Path]:
@@ -294,7 +306,14 @@ def _metadata(tree: Tree) -> list[Path]:
     for name in METADATA:
         for file in tree.named(name):
             first.setdefault(file.parent, file)
-    return sorted(first.values())
+    whole = tree.root / DATASET
+    return sorted(first.values()) or ([whole] if whole in tree.files and is_dataset(whole) else [])
+
+
+def _records(file: Path, tree: Tree, anywhere: bool) -> list[Record]:
+    if file.name == DATASET and dataset_labels(file) is None:
+        return [Record(picture, str(file), {}) for picture in tree.pictures()]
+    return read_records(file, tree.root, anywhere)
 
 
 def folder_classes(parts: Sequence[tuple[str, ...]]) -> Classes | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}  # chunks that decide what a PNG shows
+POINTER = b"version https://git-lfs"
 LIMIT = Lock()  # Pillow's limit of pixels is one for the process
 
 
@@ -65,8 +66,21 @@ def read_picture(
             "momatch prepare --max-megapixels (in Python Reading(max_megapixels=…))"
         ) from None
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them raise
+        if is_pointer(source):
+            raise DataError(f"{name} is a pointer of Git LFS, not the picture; run git lfs pull") from None
         reason = error if isinstance(source, Path) else "no picture, or cut short"
         raise DataError(f"cannot read the picture {name} ({reason}); repair or remove it") from None
+
+
+def is_pointer(source: Path | bytes) -> bool:
+    """Whether this is what Git keeps in place of a large file that was not fetched."""
+    if isinstance(source, Path):
+        try:
+            with source.open("rb") as file:
+                source = file.read(len(POINTER))
+        except OSError:
+            return False
+    return source.startswith(POINTER)
 
 
 def to_picture(image: Image, name: str, image_size: int = 0, smooth: bool = False) -> np.ndarray:

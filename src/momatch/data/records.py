@@ -17,6 +17,7 @@ from momatch.data.image_io import DataError
 CAPTION_FIELDS = ("text", "caption", "captions", "prompt")
 LABEL_FIELDS = ("label", "labels", "class")
 METADATA = ("metadata.jsonl", "metadata.csv")  # where a folder has both, the first is read
+DATASET = "dataset.json"  # of StyleGAN and EDM: {"labels": [["00000/img00000000.png", 6], …]}, or null
 MAX_LABEL = 2**31
 
 
@@ -59,7 +60,8 @@ def read_records(file: Path, root: Path, anywhere: bool = False) -> list[Record]
     Raises:
         DataError: if the file or a line cannot be read, or a picture is missing.
     """
-    lines = _csv_lines(file) if file.suffix == ".csv" else _json_lines(file)
+    read = {".csv": _csv_lines, ".json": _dataset_lines}.get(file.suffix, _json_lines)
+    lines = read(file)
     return [
         Record(_picture(entries["file_name"], file, where, root, anywhere), where, entries)
         for where, entries in lines
@@ -100,6 +102,31 @@ def _json_lines(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
         yield where, record
 
 
+def is_dataset(file: Path) -> bool:
+    """Whether a dataset.json is of StyleGAN's kind, and not somebody else's."""
+    try:
+        return "labels" in json.loads(file.read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def dataset_labels(file: Path) -> Any:
+    """What a dataset.json has as labels; None if its pictures have none."""
+    return json.loads(read_text(file))["labels"]
+
+
+def _dataset_lines(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    try:
+        for i, (name, label) in enumerate(dataset_labels(file)):
+            if not isinstance(name, str):
+                raise TypeError
+            yield f"{file}, label {i}", {"file_name": name, "label": label}
+    except (ValueError, TypeError):
+        raise DataError(
+            f'the "labels" of {file} are no list of [file name, label]; repair it, or take it away'
+        ) from None
+
+
 def _csv_lines(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     rows = csv.DictReader(io.StringIO(read_text(file), newline=""))
     try:
@@ -116,9 +143,8 @@ def _csv_lines(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def _picture(name: str, file: Path, where: str, root: Path, anywhere: bool) -> Path:
-    path = file.parent / name
-    if "\\" in name and not _is_file(path):
-        path = file.parent / name.replace("\\", "/")  # as Windows writes it
+    places = list(_places(name, file.parent))
+    path = next(filter(_is_file, places), places[0])
     path = Path(os.path.normpath(path)) if ".." in path.parts else path
     if not anywhere and os.path.relpath(path, root).split(os.sep)[0] == os.pardir:
         raise DataError(
@@ -128,6 +154,17 @@ def _picture(name: str, file: Path, where: str, root: Path, anywhere: bool) -> P
     if not _is_file(path):
         raise DataError(f"{where} names {path.name!r}, but there is no {path}; add it or drop the line")
     return path
+
+
+def _places(name: str, folder: Path) -> Iterable[Path]:
+    """Where a record's picture may lie: from its folder; as Windows writes it; from a folder further up."""
+    yield folder / name
+    plain = name.replace("\\", "/")
+    yield folder / plain
+    parts = Path(plain).parts
+    for i in range(1, len(parts)):
+        if parts[:i] == folder.parts[-i:]:
+            yield folder.joinpath(*parts[i:])
 
 
 def _is_file(path: Path) -> bool:

@@ -131,7 +131,9 @@ def open_collection(source: str, reading: Reading = USUAL) -> Collection:
     if path.is_file() and path.name.lower().endswith(TARS):
         return Tars([path], path.stem, reading)
     if not path.is_dir():
-        raise DataError(f"{path} is neither a folder of pictures nor an .npz file, nor a .tar")
+        remedies = {".zip": "; unzip it", ".jsonl": "; give its folder", ".csv": "; give its folder"}
+        remedy = remedies.get(path.suffix, "")
+        raise DataError(f"{path} is neither a folder of pictures nor an .npz file, nor a .tar{remedy}")
     tree = walk(path)
     shards = [file for file in tree.files if file.name.lower().endswith(TARS)]
     if shards and (any(file.parent == path for file in shards) or not tree.pictures()):

@@ -19,6 +19,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from momatch.data.image_io import is_pointer
 from momatch.diffusion.denoiser import Denoiser
 from momatch.interop import diffusers_scheduler as noise
 from momatch.interop.pipelines import AUTOENCODERS, quiet
@@ -221,6 +222,9 @@ def _network(part: Path, class_name: str) -> Any:
                 f"M.from_pretrained('{part}', use_safetensors=False).save_pretrained('{part}')\""
             )
         raise ModelError(f"{part} holds no weights (no .safetensors)")
+    for path in part.glob("*.safetensors"):
+        if is_pointer(path):
+            raise ModelError(f"{path} is a pointer of Git LFS, not the weights; run git lfs pull")
     kind = getattr(library(), class_name)
     try:
         with quiet():  # diffusers remarks on entries that an average's config has

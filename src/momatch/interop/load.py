@@ -14,6 +14,8 @@ from momatch.utils.errors import UsageError
 
 ASSETS = Path(__file__).parent.parent / "assets"
 HUB_NAME = re.compile(r"(?!runs/)[\w-][\w.-]*/[\w-][\w.-]*")  # momatch's own runs are never on the hub
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+ADAPTERS = ("pytorch_lora_weights.safetensors", "adapter_config.json", "pytorch_lora_weights.bin")
 BUILDER = re.compile(r"[\w.]+:\w+")
 
 
@@ -40,7 +42,9 @@ def load_teacher(
         UsageError: if there is no usable model, its weights are not all finite, or something about it has to
             be told.
     """
+    source = _snapshot(source)
     text, path = str(source), Path(source)
+    _refuse_other_kinds(path)
     if not path.exists() and BUILDER.fullmatch(text):
         model = _built(text)
     elif path.is_dir() and not (path / "model.json").is_file() and diffusers.is_folder(path):
@@ -81,6 +85,34 @@ def load_any(source: str | Path, null_label: int | None = None, size: int | None
         return _own_teacher("digits")
     distilled = (path / "student").is_dir() or '"kind": "distill"' in _text(path / "config.json")
     return _finite(_from_run(path, "student" if distilled else "teacher"), source)
+
+
+def _snapshot(source: str | Path) -> str | Path:
+    """The files themselves, if the source is a repository's folder in the hub's cache."""
+    found = sorted(Path(source, "snapshots").glob("*/"))
+    current = Path(source, "refs", "main")
+    if current.is_file() and Path(source, "snapshots", current.read_text().strip()).is_dir():
+        return Path(source, "snapshots", current.read_text().strip())
+    return found[0] if len(found) == 1 and Path(source, "blobs").is_dir() else source
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """Refuse what holds weights and is no model's folder.
+
+    Raises:
+        ModelError: saying how to make one of it.
+    """
+    if path.is_file() and path.suffix in SINGLE_FILES:
+        raise ModelError(
+            f"{path} is a single file of weights; make a pipeline's folder of it: in Python "
+            f"diffusers.StableDiffusionPipeline.from_single_file('{path}').save_pretrained(FOLDER)"
+        )
+    adapter = next((name for name in ADAPTERS if (path / name).is_file()), None)
+    if adapter and not (path / "model.json").is_file() and not diffusers.is_folder(path):
+        raise ModelError(
+            f"{path} is an adapter ({adapter}), not a model; merge it into its base model: "
+            "pipeline.load_lora_weights(…), pipeline.fuse_lora(), pipeline.save_pretrained(FOLDER)"
+        )
 
 
 def _finite(model: Model, source: str | Path) -> Model:
