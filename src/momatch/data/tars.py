@@ -25,11 +25,13 @@ from momatch.data.collections import USUAL, Collection, Item, Reading, digest, f
 from momatch.data.folders import HIDDEN, OF_SYSTEMS, WITHOUT_ENDING
 from momatch.data.image_io import SUFFIXES, DataError, read_picture
 from momatch.data.records import CAPTION_FIELDS, LABEL_FIELDS, as_caption, as_number, column, to_labels
+from momatch.data.rows import spread
 
 RECORDS = ("txt", "json", "cls")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by their first two bytes
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")  # {000..012} and {a,b}
+PROBED = 1000  # samples whose records are looked at for fields; reading all takes minutes of a million
 OTHER_PART = "other part of a sample"
 
 
@@ -77,7 +79,7 @@ class Tars(Collection):
             raise DataError(
                 f"no pictures in {self.shards[0]}; a shard holds KEY.jpg (or .png, …) beside KEY.txt"
             )
-        records = [self._record(sample, texts=False) for sample in self.samples]
+        records = self._probe()
         self._caption = self._field(records, reading.caption, CAPTION_FIELDS)
         self.has_captions = self._caption is not None
         self.caption_help = "its samples have no KEY.txt, and in KEY.json none of " + ", ".join(
@@ -85,7 +87,7 @@ class Tars(Collection):
         )
         label = self._field(records, reading.label, LABEL_FIELDS)
         if label:
-            self._take_labels(records, label)
+            self._take_labels(label)
         else:
             self._classes_by_folder()
 
@@ -110,8 +112,15 @@ class Tars(Collection):
         lines = [f"{shard.name} {shard.stat().st_size}" for shard in self.shards]
         return digest([*lines, *self.class_names])
 
-    def _take_labels(self, records: list[dict[str, Any]], name: str) -> None:
+    def _probe(self) -> list[dict[str, Any]]:
+        """Records that show which fields there are: of the first sample, of others, of each kind of file."""
+        some = [self.samples[int(i)] for i in spread(len(self.samples), PROBED)]
+        firsts = [next((s for s in self.samples if kind in s.parts), None) for kind in RECORDS]
+        return [self._record(sample, texts=False) for sample in (*some, *filter(None, firsts))]
+
+    def _take_labels(self, name: str) -> None:
         """Labels of the records; a sample without one is left out, unless it lacks a caption, too."""
+        records = [self._record(sample, texts=False) for sample in self.samples]
         rows = [
             (f"{sample.key} in {sample.shard}", record)
             for sample, record in zip(self.samples, records, strict=True)
