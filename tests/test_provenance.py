@@ -23,6 +23,7 @@ RECORDS = st.builds(
     scheduler=TEXT,
     text_encoder=TEXT,
     latent=st.booleans(),
+    class_names=st.lists(st.text()).map(tuple),
 )
 
 

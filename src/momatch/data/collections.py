@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
-from momatch.data.image_io import SUFFIXES, DataError, central_square, read_picture
+from momatch.data.folders import Classes, Tree, check_no_class_vanishes, classes_of, listed
+from momatch.data.image_io import SUFFIXES, DataError, central_square, on_white, read_picture
+from momatch.data.records import (
+    CAPTION_FIELDS,
+    DATASET,
+    LABEL_FIELDS,
+    METADATA,
+    Labels,
+    Record,
+    as_caption,
+    as_number,
+    column,
+    dataset_labels,
+    fields_help,
+    is_dataset,
+    read_records,
+    read_text,
+    to_labels,
+)
+from momatch.utils.text import count_of
 
-CAPTION_FIELDS = ("text", "caption", "captions", "prompt")
-LABEL_FIELDS = ("label", "labels", "class")
-METADATA = "metadata.jsonl"
+SIDECARS = (".txt", ".caption")  # KEY.txt beside KEY.png is its caption
+LISTED_CLASSES = 12  # that a summary names
 
 
 @dataclass(frozen=True)
@@ -38,14 +57,26 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Fields:
-    """Which entries of a picture's record are its caption and its label; "" looks for the usual names."""
+class Reading:
+    """How a source is read.
+
+    Attributes:
+        caption: the entry of a picture's record that is its caption; "" looks for the usual names.
+        label: the entry that is its label.
+        num_classes: how many classes there are, where labels are some of a larger set; 0 counts them.
+        max_megapixels: million pixels of a picture that are read at most; 0 is Pillow's limit, about 179.
+        anywhere: records may name pictures outside the folder.
+    """
 
     caption: str = ""
     label: str = ""
+    num_classes: int = 0
+    max_megapixels: int = 0
+    anywhere: bool = False
 
 
-USUAL = Fields()
+Fields = Reading  # its former name
+USUAL = Reading()
 
 
 class Collection(ABC):
@@ -55,18 +86,26 @@ class Collection(ABC):
         name: how tables and reports call them.
         has_captions: whether every picture has a caption.
         caption_help: if not, what the captions were looked for under.
+        labels: of each picture; None if there are none.
+        class_names: the classes in the order of their labels; empty if they have no names.
+        left_out: what lies there and is not read: kind → how many.
+        notes: what was decided in reading that the user may want otherwise, a clause each.
     """
 
     name: str
     has_captions: bool = False
     caption_help: str = "this kind of source has none: use a folder with metadata.jsonl, or tar shards"
+    labels: Sequence[int] | None = None
+    class_names: Sequence[str] = ()
+    left_out: Counter[str] = Counter()
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def item(self, i: int, image_size: int = 0, smooth: bool = False) -> Item:
-        """The picture at i; for `image_size` and `smooth` see `pictures.read_picture`.
+        """The picture at i; for `image_size` and `smooth` see `image_io.read_picture`.
 
         Raises:
             DataError: if it cannot be read.
@@ -74,21 +113,73 @@ class Collection(ABC):
 
     @abstractmethod
     def identity(self) -> str:
-        """Hexadecimal digits that change if files are added, removed, renamed or resized."""
+        """Hexadecimal digits that change if files or classes are added, removed, renamed or resized."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing to say but how many pictures there are."""
+        return not (self.class_names or self.left_out or self.notes or self.empty_labels)
+
+    @property
+    def empty_labels(self) -> int:
+        """Labels from 0 to the largest that no picture has."""
+        return max(self.labels) + 1 - len(set(self.labels)) if self.labels else 0
+
+    def class_counts(self) -> list[tuple[int, str, int]]:
+        """(label, class, pictures in it) in order; of classes without names those that occur."""
+        counts = Counter(self.labels or ())
+        if self.class_names:
+            return [(label, name, counts[label]) for label, name in enumerate(self.class_names)]
+        return [(label, str(label), counts[label]) for label in sorted(counts)]
+
+    def summary(self) -> str:
+        """'read 1,240 pictures of 3 classes (cat 400, …); left out 12 .tif, 1 hidden file'."""
+        words = f"read {count_of(len(self), 'picture')}"
+        if self.class_names:
+            shown = [f"{name} {count:,}" for _, name, count in self.class_counts()]
+            more = len(shown) - LISTED_CLASSES
+            shown = [*shown[:LISTED_CLASSES], f"and {more:,} more"] if more > 0 else shown
+            plural = "class" if len(self.class_names) == 1 else "classes"
+            words += f" of {len(self.class_names):,} {plural} ({', '.join(shown)})"
+        empty = self.empty_labels
+        some = [f"{empty:,} of the labels 0 to {max(self.labels or [0])} have no picture"] if empty else []
+        left_out = [f"left out {listed(self.left_out)}"] if self.left_out else []
+        return "; ".join([words, *self.notes, *some, *left_out])
 
 
 class Folder(Collection):
-    """A folder of pictures, the classes in subfolders (or none)."""
+    """A folder of pictures, the classes in subfolders (or none), captions in files beside them (or none)."""
 
-    def __init__(self, path: Path):
-        if not path.is_dir():
-            raise DataError(f"{path} is neither a folder of pictures nor an .npz file, nor a .tar")
-        self.name, self.path = path.stem, path
-        self.files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    def __init__(self, tree: Tree, reading: Reading = USUAL):
+        self.name, self.path, self.reading = tree.root.stem, tree.root, reading
+        self.files = tree.pictures()
         if not self.files:
-            raise DataError(f"no pictures in {path}; put {', '.join(sorted(SUFFIXES))} files there")
-        classes = sorted({file.parent for file in self.files})
-        self.labels = {folder: i for i, folder in enumerate(classes)}
+            there = tree.without(())
+            found = f" (it holds {listed(there)})" if there else ""
+            raise DataError(
+                f"no pictures in {self.path}{found}; put {', '.join(sorted(SUFFIXES))} files there"
+            )
+        check_no_class_vanishes(tree, self.files)
+        classes = classes_of([file.parent.relative_to(self.path).parts for file in self.files])
+        self.labels, self.class_names = classes.labels, classes.names
+        beside = {file.with_suffix(""): file for file in reversed(tree.having(SIDECARS))}
+        found = [beside.get(file.with_suffix("")) for file in self.files]
+        sidecars = [file for file in found if file]
+        self.has_captions = len(sidecars) == len(self.files)
+        self.sidecars = sidecars if self.has_captions else []
+        self.caption_help = (
+            "this kind of source has none: use a folder with KEY.txt beside each KEY.png, or with "
+            "metadata.jsonl"
+        )
+        self.notes: list[str] = [classes.note] if classes.note else []
+        if sidecars and not self.has_captions:
+            lacking = self.files[found.index(None)]
+            self.caption_help = f"{lacking} has no {lacking.stem}.txt beside it, though others have"
+            self.notes += [
+                f"{len(sidecars):,} have a caption in a file beside them, which is not read, since "
+                f"{lacking} has none"
+            ]
+        self.left_out = tree.without([*self.files, *self.sidecars])
 
     def __len__(self) -> int:
         return len(self.files)
@@ -96,57 +187,87 @@ class Folder(Collection):
     def item(self, i: int, image_size: int = 0, smooth: bool = False) -> Item:
         """See `Collection`."""
         file = self.files[i]
-        pixels = read_picture(file, str(file), image_size, smooth)
-        return Item(pixels, None, self.labels[file.parent], str(file))
+        pixels = read_picture(file, str(file), image_size, smooth, self.reading.max_megapixels)
+        caption = read_text(self.sidecars[i]).strip() if self.sidecars else None
+        assert self.labels is not None
+        return Item(pixels, caption, self.labels[i], str(file))
 
     def identity(self) -> str:
-        """See `Collection`."""
-        return digest(f"{file.relative_to(self.path)} {file.stat().st_size}" for file in self.files)
+        """See `Collection`; captions count too."""
+        lines = [f"{file.relative_to(self.path)} {file.stat().st_size}" for file in self.files]
+        return digest([*lines, *self.class_names, *(read_text(file) for file in self.sidecars)])
 
 
 class ImageFolder(Collection):
-    """The imagefolder convention: metadata.jsonl beside the pictures, a line {"file_name": …, …} for each."""
+    """The imagefolder convention: metadata.jsonl (or .csv) beside the pictures, an entry for each.
 
-    def __init__(self, path: Path, fields: Fields = USUAL):
-        self.name, self.path = path.stem, path
-        self.records = [record for file in sorted(path.rglob(METADATA)) for record in _records(file)]
-        for file, where, _ in self.records:
-            if not file.is_file():
-                raise DataError(
-                    f"{where} names {file.name!r}, but there is no {file}; add it or drop the line"
-                )
-        rows = [(where, record) for _, where, record in self.records]
-        self.captions = column(rows, fields.caption, CAPTION_FIELDS)
-        self.labels = to_labels(column(rows, fields.label, LABEL_FIELDS), str(path))
-        self.has_captions = self.captions is not None
-        self.caption_help = "its metadata.jsonl has " + _fields_help(rows[0][1] if rows else {})
-        if not self.records:
-            raise DataError(f"{path / METADATA} names no pictures; write a line for each, with its file_name")
+    An entry has the file_name, from the folder of the metadata, and perhaps caption and label. The
+    dataset.json of StyleGAN and EDM is read, too.
+    """
+
+    def __init__(self, tree: Tree, reading: Reading = USUAL):
+        self.name, self.path, self.reading = tree.root.stem, tree.root, reading
+        metadata = _metadata(tree)
+        records = [record for file in metadata for record in _records(file, tree, reading.anywhere)]
+        if not records:
+            raise DataError(f"{metadata[0]} names no pictures; write a line for each, with its file_name")
+        rows = [(record.where, record.entries) for record in records]
+        captions = column(rows, reading.caption, CAPTION_FIELDS)
+        values = column(rows, reading.label, LABEL_FIELDS, optional=True)
+        self.has_captions = captions is not None
+        self.caption_help = f"its {metadata[0].name} has " + fields_help(rows)
+        self.notes: list[str] = []
+        kept = list(range(len(records)))
+        if values is not None:
+            tables = all(file.suffix == ".csv" for file in metadata)  # which know texts alone
+            labels = to_labels(values, str(self.path), as_number if tables else None)
+            self.class_names = labels.names
+            kept = self._with_label(labels, records)
+        elif len({record.file.parent for record in records}) > 1:
+            self.notes += ["its subfolders are not read as classes, since its metadata has no label"]
+        self.records = [records[i] for i in kept]
+        self.captions = captions and [captions[i] for i in kept]
+        self.left_out = tree.without([*metadata, *(record.file for record in records)])
+
+    def _with_label(self, labels: Labels, records: Sequence[Record]) -> list[int]:
+        """The places of the records that have one."""
+        kept = [i for i, number in enumerate(labels.numbers) if number is not None]
+        self.labels = [number for number in labels.numbers if number is not None]
+        lacking = len(records) - len(kept)
+        if lacking:
+            first = next(i for i, number in enumerate(labels.numbers) if number is None)
+            self.notes += [f"not read: {lacking:,} without a label, such as {records[first].where}"]
+        return kept
 
     def __len__(self) -> int:
         return len(self.records)
 
     def item(self, i: int, image_size: int = 0, smooth: bool = False) -> Item:
         """See `Collection`."""
-        file = self.records[i][0]
+        file = self.records[i].file
         caption = None if self.captions is None else as_caption(self.captions[i], str(file))
         label = None if self.labels is None else self.labels[i]
-        return Item(read_picture(file, str(file), image_size, smooth), caption, label, str(file))
+        pixels = read_picture(file, str(file), image_size, smooth, self.reading.max_megapixels)
+        return Item(pixels, caption, label, str(file))
 
     def identity(self) -> str:
         """See `Collection`; the records count too."""
-        return digest(
-            f"{file.relative_to(self.path)} {file.stat().st_size} {json.dumps(record, sort_keys=True)}"
-            for file, _, record in self.records
-        )
+        files = [f"{os.path.relpath(r.file, self.path)} {r.file.stat().st_size}" for r in self.records]
+        entries = [json.dumps(record.entries, sort_keys=True) for record in self.records]
+        return digest([*map(" ".join, zip(files, entries, strict=True)), *self.class_names])
 
 
 class Npz(Collection):
-    """An .npz with `images` (N, H, W[, C]) uint8 and perhaps `labels` (N,) integers."""
+    """An .npz with `images` (N, H, W[, C]) uint8 and perhaps `labels` (N,) integers.
+
+    Arrays without names (arr_0, arr_1) are taken for images and labels. Channels may come first; RGBA is
+    laid on white.
+    """
 
     def __init__(self, path: Path):
         self.name, self.path = path.stem, path
-        self.images, self.labels = _read_npz(path)
+        self.images, self._labels, self.notes = _read_npz(path)
+        self.labels = [int(label) for label in self._labels]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -159,110 +280,86 @@ class Npz(Collection):
         pixels = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
         if image_size:
             pixels = np.asarray(central_square(pil.fromarray(pixels), image_size, smooth))
-        return Item(pixels, None, int(self.labels[i]), f"{self.path}, picture {i}")
+        return Item(pixels, None, int(self._labels[i]), f"{self.path}, picture {i}")
 
     def identity(self) -> str:
         """See `Collection`."""
         return digest([f"{self.path.name} {self.path.stat().st_size}"])
 
 
-def column(
-    rows: Sequence[tuple[str, Mapping[str, Any]]], wanted: str, usual: Iterable[str]
-) -> list[Any] | None:
-    """One field of all records; None if the first record has none of the usual names.
-
-    Args:
-        rows: (what to call it in an error, the record) of each.
-        wanted: the field's name; "" takes the first of the usual ones that the first record has.
-        usual: names to look for.
-
-    Raises:
-        DataError: if `wanted`, or what the first record has, is absent from a record.
-    """
-    first = rows[0][1] if rows else {}
-    name = wanted or next((name for name in usual if name in first), None)
-    if name is None:
-        return None
-    for where, record in rows:
-        if name in record and record[name] is None:
-            raise DataError(f"{where} has nothing in its field {name!r}; fill it in, or name another field")
-        if name not in record:
-            have = ", ".join(record) or "nothing"
-            raise DataError(f"{where} has no field {name!r} (it has {have}); add it, or name another field")
-    return [record[name] for _, record in rows]
-
-
-def to_labels(values: list[Any] | None, name: str) -> list[int] | None:
-    """Labels as integers from 0: whole numbers as they are, texts in alphabetical order.
-
-    Raises:
-        DataError: if they are neither all whole numbers nor all texts.
-    """
-    if values is None or all(type(value) is int for value in values):
-        return values
-    if not all(isinstance(value, str) for value in values):
-        first = values[0]
-        odd = next((value for value in values if type(value) is not type(first)), first)
-        raise DataError(f"{name} has the label {odd!r}; labels are whole numbers from 0, or all texts")
-    order = {value: i for i, value in enumerate(sorted(set(values)))}
-    return [order[value] for value in values]
-
-
-def as_caption(value: Any, name: str) -> str:
-    """A caption; of several the first.
-
-    Raises:
-        DataError: if it is no text.
-    """
-    value = value[0] if isinstance(value, list) and value else value
-    if not isinstance(value, str):
-        raise DataError(f"the caption of {name} is {value!r}; a caption is a text")
-    return value
-
-
 def digest(lines: Iterable[str]) -> str:
     """16 hexadecimal digits of some lines."""
     found = hashlib.blake2b(digest_size=8)
     for line in lines:
-        found.update(line.encode() + b"\n")
+        found.update(line.encode(errors="surrogateescape") + b"\n")  # names of files may be any bytes
     return found.hexdigest()
 
 
-def _records(file: Path) -> list[tuple[Path, str, dict[str, Any]]]:
-    """(the picture's path, "file, line n", record) of each line."""
-    found = []
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
-        where = f"{file}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            found.append((file.parent / record["file_name"], where, record))
-        except (ValueError, KeyError, TypeError):
-            raise DataError(
-                f'{where} is not an object with a "file_name"; repair it: {line[:60]!r}'
-            ) from None
-    return found
+def has_metadata(tree: Tree) -> bool:
+    """Whether the pictures of a folder have records."""
+    return bool(_metadata(tree))
 
 
-def _fields_help(record: Mapping[str, Any]) -> str:
-    have = ", ".join(record) or "no fields"
-    return f"{have}, none of {', '.join(CAPTION_FIELDS)}; name one by --caption-field"
+def _metadata(tree: Tree) -> list[Path]:
+    """The files of records; one of each folder."""
+    first: dict[Path, Path] = {}
+    for name in METADATA:
+        for file in tree.named(name):
+            first.setdefault(file.parent, file)
+    whole = tree.root / DATASET
+    return sorted(first.values()) or ([whole] if whole in tree.files and is_dataset(whole) else [])
 
 
-def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _records(file: Path, tree: Tree, anywhere: bool) -> list[Record]:
+    if file.name == DATASET and dataset_labels(file) is None:
+        return [Record(picture, str(file), {}) for picture in tree.pictures()]
+    return read_records(file, tree.root, anywhere)
+
+
+def folder_classes(parts: Sequence[tuple[str, ...]]) -> Classes | None:
+    """Classes by folder; None if all pictures are in one."""
+    found = classes_of(parts)
+    return found if len(found.names) > 1 else None
+
+
+def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            images = arrays["images"]
-            labels = arrays["labels"] if "labels" in arrays else np.zeros(len(images), dtype=np.int64)
+            nameless = "images" not in arrays and "arr_0" in arrays
+            names = ("arr_0", "arr_1") if nameless else ("images", "labels")
+            if names[0] not in arrays:
+                raise KeyError(f"it has {', '.join(arrays.files) or 'none'}; rename the pictures' to images")
+            images = arrays[names[0]]
+            labels = arrays[names[1]] if names[1] in arrays else np.zeros(len(images), dtype=np.int64)
     except (OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, BadZipFile) as error:
-        raise DataError(f"cannot read {path} as an .npz with an array 'images': {error}") from None
+        reason = error.args[0] if isinstance(error, KeyError) else error
+        raise DataError(f"cannot read {path} as an .npz with an array 'images': {reason}") from None
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise DataError(
-            f"'images' in {path} is {images.dtype} {images.shape}; give uint8 (N, H, W) or (N, H, W, C)"
+            f"'{names[0]}' in {path} is {images.dtype} {images.shape}; give uint8 (N, H, W) or (N, H, W, C)"
         )
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+    numbers = labels.reshape(-1) if labels.shape in {images.shape[:1], (len(images), 1)} else None
+    if (
+        numbers is not None
+        and numbers.dtype.kind in "bf"
+        and bool((numbers == numbers.astype(np.int64)).all())
+    ):
+        numbers = numbers.astype(np.int64)
+    if numbers is None or numbers.dtype.kind not in "iu":
         raise DataError(
-            f"'labels' in {path} is {labels.dtype} {labels.shape}; give one integer for each picture"
+            f"'{names[1]}' in {path} is {labels.dtype} {labels.shape}; give one integer for each picture"
         )
-    return images, labels.astype(np.int64)
+    images, notes = _channels_last(images)
+    return images, numbers.astype(np.int64), notes
+
+
+def _channels_last(images: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """(N, H, W) or (N, H, W, 1 or 3), and what was taken for what."""
+    notes = []
+    if images.ndim == 4 and images.shape[3] not in (1, 3, 4) and images.shape[1] in (1, 3, 4):
+        notes += [f"the array {images.shape} is taken as (N, C, H, W)"]
+        images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    if images.ndim == 4 and images.shape[3] == 4:
+        notes += ["its fourth channel is taken as opacity, and laid on white"]
+        images = on_white(images)
+    return images, notes

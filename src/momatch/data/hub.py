@@ -5,18 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from momatch.data.collections import (
-    CAPTION_FIELDS,
-    LABEL_FIELDS,
-    USUAL,
-    Collection,
-    Fields,
-    Item,
-    as_caption,
-    digest,
-    to_labels,
-)
-from momatch.data.image_io import DataError, central_square, to_pixels
+from momatch.data.collections import USUAL, Collection, Item, Reading, digest
+from momatch.data.image_io import DataError, to_picture
+from momatch.data.records import CAPTION_FIELDS, LABEL_FIELDS, as_caption, to_labels
 from momatch.utils.text import first_line
 
 PREFIX = "hf:"
@@ -31,23 +22,24 @@ class Hub(Collection):
     Args:
         source: "hf:ORG/NAME", "hf:ORG/NAME:SPLIT" ("train" if left out), "hf:ORG/NAME/CONFIG[:SPLIT]", or a
             folder that `save_to_disk` wrote in place of the name.
-        fields: which columns are caption and label, if not those.
+        reading: which columns are caption and label, if not those.
     """
 
-    def __init__(self, source: str, fields: Fields = USUAL):
+    def __init__(self, source: str, reading: Reading = USUAL):
         self.source = source
         name, _, split = source.removeprefix(PREFIX).partition(":")
         self.name = name.rstrip("/").rpartition("/")[2]
         dataset = _load(source, name, split or "train")
         self.picture = _picture_column(dataset, source)
-        self.caption = _caption_column(dataset, fields.caption, source)
-        self.label = _label_column(dataset, fields.label, source)
+        self.caption = _caption_column(dataset, reading.caption, source)
+        self.label = _label_column(dataset, reading.label, source)
         self.has_captions = self.caption is not None
         self.caption_help = (
             f"it has the columns {', '.join(dataset.features)}, none of {', '.join(CAPTION_FIELDS)}: "
             "name one by --caption-field"
         )
-        self.labels = None if self.label is None else to_labels(list(dataset[self.label]), source)
+        if self.label is not None:
+            self.labels, self.class_names = _labels(dataset, self.label, source)
         columns = [self.picture, *([self.caption] if self.caption else [])]
         self.dataset = dataset.select_columns(columns)
         self._identity = digest([str(getattr(dataset, "_fingerprint", "")), str(len(dataset))])
@@ -63,7 +55,7 @@ class Hub(Collection):
             image = row[self.picture]
             if image is None:
                 raise ValueError("there is none")
-            pixels = to_pixels(central_square(image, image_size, smooth), name)
+            pixels = to_picture(image, name, image_size, smooth)
         except (OSError, ValueError) as error:
             if isinstance(error, DataError):
                 raise
@@ -122,6 +114,16 @@ def _label_column(dataset: Any, wanted: str, source: str) -> str | None:
     classes = [name for name, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)]
     usual = next((name for name in LABEL_FIELDS if name in dataset.features), None)
     return wanted or (classes[0] if classes else usual)
+
+
+def _labels(dataset: Any, column: str, source: str) -> tuple[list[int], list[str]]:
+    """The label of every row, and the names of the classes if they have any."""
+    values = list(dataset[column])
+    if None in values:
+        raise DataError(f"{source} has no {column} in row {values.index(None)}; filter such rows out")
+    found = to_labels(values, source)
+    names = found.names or list(getattr(dataset.features[column], "names", None) or ())
+    return [number for number in found.numbers if number is not None], names
 
 
 def _check_column(dataset: Any, wanted: str, source: str) -> None:

@@ -33,6 +33,7 @@ class ImageSet:
         captions: N texts, or None.
         space: what `images` are: "pixels" or "latents".
         origin: of prepared data: the pipeline and the settings that they were made with; JSON types only.
+        class_names: the classes in the order of their labels; empty if they have no names.
     """
 
     images: Tensor | Rows
@@ -45,6 +46,7 @@ class ImageSet:
     captions: Sequence[str] | None = None
     space: Literal["pixels", "latents"] = "pixels"
     origin: Mapping[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)

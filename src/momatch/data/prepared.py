@@ -84,6 +84,7 @@ def _from_index(path: Path, index: Mapping[str, Any]) -> ImageSet:
         captions=None if captions is None else Captions(captions, counts),
         space=space,
         origin=index["settings"],
+        class_names=tuple(index.get("class_names", ())),
     )
 
 

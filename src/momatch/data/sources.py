@@ -4,21 +4,34 @@ on the hub, or what `momatch prepare` made of them.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from momatch.data.collections import METADATA, USUAL, Collection, Fields, Folder, ImageFolder, Item, Npz
+from momatch.data.collections import (
+    USUAL,
+    Collection,
+    Folder,
+    ImageFolder,
+    Item,
+    Npz,
+    Reading,
+    has_metadata,
+)
 from momatch.data.digits import load_digits
 from momatch.data.emoji import load_emoji
+from momatch.data.folders import walk
 from momatch.data.hub import PREFIX, Hub
 from momatch.data.image_io import DataError
 from momatch.data.images import ImageSet, Split, random_split, stratified_split
 from momatch.data.prepared import is_prepared, load_prepared
 from momatch.data.rows import Pixels
-from momatch.data.tars import Tars
+from momatch.data.tars import TARS, Tars, expand
+from momatch.utils.errors import Notice
 
 __all__ = ["DataError", "load_data", "open_collection"]
 
@@ -26,22 +39,26 @@ HELDOUT_FRACTION = 0.1
 MIN_PICTURES = 100
 
 
-def load_data(source: str, image_size: int = 0) -> Split:
-    """Load pictures and hold some out.
+def load_data(source: str, image_size: int = 0, reading: Reading = USUAL) -> Split:
+    """Load pictures and hold some out; a `Notice` says what was read, in which classes, and what left out.
 
     Args:
         source: one of these; of all but the digits a tenth of every class is held out, always the same.
 
             - "digits"
             - "emoji": captioned pictures, 32×32, or 16×16 by image_size
-            - a folder of equally sized pictures, the classes in subfolders (or none)
-            - a folder with metadata.jsonl: {"file_name": …, "text": …, "label": …} for each picture
+            - a folder of equally sized pictures, the classes in subfolders (or none), a caption in KEY.txt
+              beside KEY.png (or none)
+            - a folder with metadata.jsonl or metadata.csv: file_name, text and label of each picture
             - an .npz with `images` (N, H, W[, C]) uint8 and, for a conditional model, `labels` (N,) integers
-            - a .tar, or a folder of them, in the manner of webdataset
+            - a .tar or .tar.gz, a folder of them, or a pattern such as "shards/{000..012}.tar", in the manner
+              of webdataset
             - "hf:ORG/NAME[:SPLIT]", a data set of the Hugging Face hub
             - a folder that `momatch prepare` wrote: latents or pictures, with prompt embeddings
         image_size: pictures are cut to their central square and reduced to this side; 0 takes them as they
             are. Those of an .npz or a prepared folder are never resized.
+        reading: which entries of records are caption and label, how many classes there are, and what is
+            allowed.
 
     Raises:
         DataError: if the path is missing or empty, or the pictures do not fit together.
@@ -54,38 +71,74 @@ def load_data(source: str, image_size: int = 0) -> Split:
         return load_emoji(image_size)
     if not source.startswith(PREFIX) and is_prepared(Path(source)):
         return _split(_prepared(Path(source), image_size), source)
-    collection = open_collection(source)
-    images, labels, captions = _read_all(collection, 0 if isinstance(collection, Npz) else image_size)
+    collection = open_collection(source, reading)
+    images, labels, captions, grey = _read_all(collection, 0 if isinstance(collection, Npz) else image_size)
+    if grey:
+        collection.notes = [*collection.notes, f"{grey:,} grey among them are read as RGB"]
+    if not collection.is_plain:
+        warnings.warn(collection.summary(), Notice, stacklevel=2)
     _check_pictures(images, source, image_size)
-    if not 0 <= int(labels.min()) <= int(labels.max()) < len(images):
-        raise DataError(
-            f"{source} has labels from {int(labels.min())} to {int(labels.max())} on {len(images)} pictures; "
-            "labels count from 0, one for each class"
-        )
-    pictures = ImageSet(images, labels, int(labels.max()) + 1, collection.name, captions=captions)
+    classes = check_labels(labels.tolist(), len(collection.class_names), reading.num_classes, source)
+    names = tuple(collection.class_names)
+    pictures = ImageSet(images, labels, classes, collection.name, captions=captions, class_names=names)
     return _split(pictures, source)
 
 
-def open_collection(source: str, fields: Fields = USUAL) -> Collection:
+def check_labels(labels: Sequence[int], named: int, num_classes: int, source: str) -> int:
+    """How many classes labels are of.
+
+    Args:
+        labels: of each picture.
+        named: classes that have names.
+        num_classes: that there are, as the user says; 0 if nothing was said.
+        source: whose they are, for errors.
+
+    Raises:
+        DataError: if labels are negative, or run so far that they can hardly be counted from 0.
+    """
+    low, high = min(labels), max(labels)
+    most = num_classes or max(len(labels), named)
+    if not 0 <= low <= high < most:
+        remedy = "labels count from 0, one for each class"
+        if num_classes:
+            remedy += f", and num_classes is {num_classes}"
+        elif low >= 0:
+            remedy += (
+                f"; if these are some of more classes, say so by momatch prepare --num-classes {high + 1}"
+            )
+        raise DataError(f"{source} has labels from {low} to {high} on {len(labels)} pictures; {remedy}")
+    return num_classes or max(high + 1, named)
+
+
+def open_collection(source: str, reading: Reading = USUAL) -> Collection:
     """The pictures of a source one by one; for the kinds of source see `load_data`.
 
     Raises:
         DataError: if there is nothing that can be read.
     """
     if source.startswith(PREFIX):
-        return Hub(source, fields)
+        return Hub(source, reading)
     path = Path(source)
     if not path.exists():
+        shards = expand(source)
+        if shards:
+            return Tars(shards, path.parent.name or "shards", reading)
         raise DataError(
             f"no data at {source!r}; give 'digits', 'emoji', a folder, an .npz, a .tar or hf:ORG/NAME"
         )
     if path.suffix == ".npz":
         return Npz(path)
-    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
-        return Tars(path, fields)
-    if path.is_dir() and any(path.rglob(METADATA)):
-        return ImageFolder(path, fields)
-    return Folder(path)
+    if path.is_file() and path.name.lower().endswith(TARS):
+        return Tars([path], path.stem, reading)
+    if not path.is_dir():
+        remedies = {".zip": "; unzip it", ".jsonl": "; give its folder", ".csv": "; give its folder"}
+        remedy = remedies.get(path.suffix, "")
+        raise DataError(f"{path} is neither a folder of pictures nor an .npz file, nor a .tar{remedy}")
+    tree = walk(path)
+    shards = [file for file in tree.files if file.name.lower().endswith(TARS)]
+    if shards and (any(file.parent == path for file in shards) or not tree.pictures()):
+        return Tars(shards, path.stem, reading, tree.without(shards))
+    return (ImageFolder if has_metadata(tree) else Folder)(tree, reading)
 
 
 def _prepared(path: Path, image_size: int) -> ImageSet:
@@ -121,29 +174,35 @@ def _check_pictures(images: Pixels, source: str, image_size: int) -> None:
         )
 
 
-def _read_all(collection: Collection, image_size: int) -> tuple[Pixels, Tensor, list[str] | None]:
-    """All pictures as (N, C, H, W) levels, their labels (0 where there are none) and captions."""
+def _read_all(collection: Collection, image_size: int) -> tuple[Pixels, Tensor, list[str] | None, int]:
+    """All pictures as (N, C, H, W) levels, labels (0 where there are none), captions, grey ones among RGB."""
     if isinstance(collection, Npz):
-        levels = torch.from_numpy(collection.images)
-        levels = levels[:, None] if levels.ndim == 3 else levels.permute(0, 3, 1, 2).contiguous()
-        return Pixels(levels), torch.from_numpy(collection.labels), None
+        arrays = torch.from_numpy(collection.images)
+        arrays = arrays[:, None] if arrays.ndim == 3 else arrays.permute(0, 3, 1, 2).contiguous()
+        return Pixels(arrays), torch.tensor(collection.labels), None, 0
     first, n = collection.item(0, image_size), len(collection)
-    levels = np.empty((n, *_channels_first(first.pixels).shape), np.uint8)
-    labels, captions = torch.zeros(n, dtype=torch.int64), []
+    levels: np.ndarray = np.empty((n, *_channels_first(first.pixels).shape), np.uint8)
+    labels, captions, grey = torch.zeros(n, dtype=torch.int64), [], 0
     for i in range(n):
         item = collection.item(i, image_size)
         _check_same(item, first)
-        levels[i] = _channels_first(item.pixels)
+        pixels = _channels_first(item.pixels)
+        grey += len(pixels) == 1
+        if len(pixels) > levels.shape[1]:  # the first RGB after grey ones
+            levels = np.repeat(levels, len(pixels), axis=1)
+        levels[i] = pixels  # grey is spread over three channels
         labels[i] = item.label or 0
         captions.append(item.caption)
-    return Pixels(torch.from_numpy(levels)), labels, captions if collection.has_captions else None
+    mixed = grey if levels.shape[1] == 3 else 0
+    return Pixels(torch.from_numpy(levels)), labels, captions if collection.has_captions else None, mixed
 
 
 def _check_same(item: Item, first: Item) -> None:
-    if item.pixels.shape != first.pixels.shape:
+    if item.pixels.shape[:2] != first.pixels.shape[:2]:
+        sizes = [f"{pixels.shape[1]}×{pixels.shape[0]}" for pixels in (item.pixels, first.pixels)]
         raise DataError(
-            f"{item.name} has shape {item.pixels.shape}, {first.name} has {first.pixels.shape}; "
-            "convert all pictures to one size, and all to grey or all to RGB"
+            f"{item.name} has {sizes[0]} pixels, {first.name} {sizes[1]}; "
+            "convert all pictures to one size, or have them reduced to one by --image-size"
         )
 
 

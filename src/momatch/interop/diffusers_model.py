@@ -1,28 +1,33 @@
-"""Teachers of the diffusers library: a pipeline's folder, or a model's folder with its scheduler.
+"""Teachers of the diffusers library: a pipeline's folder, a model's with its scheduler, or a checkpoint's.
 
 pipeline/                          model/
 model_index.json                   config.json
 unet/ or transformer/              diffusion_pytorch_model.safetensors
 scheduler/                         scheduler_config.json, or scheduler/ in it or beside it
 
-The oldest pipelines keep the files of their network beside model_index.json.
+The oldest pipelines keep the files of their network beside model_index.json. Their training scripts leave
+checkpoint-500/unet and checkpoint-500/unet_ema in the folder of the pipeline that they end with.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
+from momatch.data.image_io import is_pointer
 from momatch.diffusion.denoiser import Denoiser
 from momatch.interop import diffusers_scheduler as noise
-from momatch.interop.pipelines import AUTOENCODERS
+from momatch.interop.pipelines import AUTOENCODERS, quiet
 from momatch.models.model import Model, ModelError
 from momatch.models.provenance import Provenance
 from momatch.networks.configs import DiffusersConfig
 from momatch.networks.diffusers import FAMILIES, FLUX_GUIDANCE, DiffusersNetwork, library
-from momatch.utils.errors import UsageError
+from momatch.utils.errors import Notice, UsageError
 from momatch.utils.text import first_line
 
 # What the first DiT and PixArt pipelines call their network, by its norm_type.
@@ -30,6 +35,8 @@ EXPORTED = "MomentMatchingNetwork"  # class of our own networks in an exported f
 LEGACY = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 STEPS = 64  # network calls that such a teacher samples with unless told otherwise
 FLUX_SIZE = 128  # of FluxPipeline's latents, unless told otherwise
+CHECKPOINT_PARTS = ("unet_ema", "unet", "transformer_ema", "transformer")  # the averaged weights first
+VARIANT = re.compile(r"diffusion_pytorch_model\.([a-z]\w*)(-\d+-of-\d+)?\.safetensors")
 HUB_FILES = [
     "model_index.json",
     "config.json",
@@ -42,7 +49,11 @@ HUB_FILES = [
 
 def is_folder(path: Path) -> bool:
     """Whether this looks like something that diffusers saved."""
-    return (path / "model_index.json").is_file() or "_class_name" in _read(path / "config.json")
+    return (
+        (path / "model_index.json").is_file()
+        or "_class_name" in _read(path / "config.json")
+        or _checkpoint_part(path) is not None
+    )
 
 
 def from_hub(name: str) -> Path:
@@ -74,15 +85,21 @@ def from_hub(name: str) -> Path:
 
 
 def load(
-    folder: Path, null_label: int | None = None, size: int | None = None, pipeline: str | None = None
+    folder: Path,
+    null_label: int | None = None,
+    size: int | None = None,
+    pipeline: str | None = None,
+    scheduler: str | Path | None = None,
 ) -> Model:
     """The teacher in a folder of diffusers.
 
     Args:
-        folder: of a pipeline, or of a model.
+        folder: of a pipeline, of a model, or of a checkpoint of training.
         null_label: the label of a UNet2DModel that stands for "no class", if it was trained with one.
         size: side of what it makes (pixels, or latents), if not what its config says.
         pipeline: what to call it in the provenance; the folder if None.
+        scheduler: the folder whose scheduler_config.json says with what noise it was trained, if its own
+            does not.
 
     Raises:
         UsageError: if something is missing, unknown to momatch, or has to be told.
@@ -103,13 +120,14 @@ def load(
             "momatch.Denoiser (docs/bring-your-teacher.md)"
         )
     model = _network(part, class_name)
-    plain = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    known = inspect.signature(type(model).__init__).parameters  # an average's config has entries of its own
+    plain = {key: value for key, value in model.config.items() if key in known}
     found: dict[str, Any] = json.loads(json.dumps(plain))
     shape = _sample_shape(class_name, found, size)
     patch = 2 if class_name == "FluxTransformer2DModel" else found.get("patch_size") or 1
     unit = 1000.0 if class_name == "FluxTransformer2DModel" else 1.0
-    scheduler = _scheduler_config(folder, part)
-    heard = noise.read(scheduler, math.prod(side // patch for side in shape[1:]), unit)
+    trained_with = _scheduler_config(folder, part, scheduler)
+    heard = noise.read(trained_with, math.prod(side // patch for side in shape[1:]), unit)
     if _read(_home(folder) / "model_index.json").get("requires_aesthetics_score"):
         raise UsageError(
             f"{folder} is a refiner (requires_aesthetics_score): trained on little noise alone, it cannot "
@@ -117,7 +135,7 @@ def load(
         )
     num_classes, cond_shapes, nulls = _conditions(class_name, found, null_label)
     network = DiffusersConfig(class_name, found, heard.negated)
-    origin = _provenance(folder, scheduler, pipeline)
+    origin = _provenance(folder, trained_with, pipeline)
     denoiser = Denoiser(
         DiffusersNetwork(network, model), heard.prediction, nulls, heard.time, heard.sigma_data, heard.clip
     )
@@ -135,30 +153,52 @@ def _provenance(folder: Path, scheduler: dict[str, Any], pipeline: str | None) -
 
 
 def _home(folder: Path) -> Path:
-    """The pipeline that a folder belongs to, if it is part of one."""
-    whole = (folder / "model_index.json").is_file()
-    return folder.parent if not whole and (folder.parent / "model_index.json").is_file() else folder
+    """The pipeline that a folder belongs to, if it is part of one, or of a checkpoint in its folder."""
+    for place in (folder, *list(folder.resolve().parents)[:2]):
+        if (place / "model_index.json").is_file():
+            return place
+    return folder
+
+
+def _checkpoint_part(folder: Path) -> Path | None:
+    """The network in a checkpoint of diffusers' training scripts; None if the folder is none."""
+    parts = (folder / name for name in CHECKPOINT_PARTS)
+    return next((part for part in parts if "_class_name" in _read(part / "config.json")), None)
 
 
 def _network_folder(folder: Path) -> Path:
-    if not (folder / "model_index.json").is_file():
-        return folder
-    for part in ("unet", "transformer"):
+    whole = (folder / "model_index.json").is_file()
+    for part in ("unet", "transformer") if whole else ():
         if (folder / part / "config.json").is_file():
             return folder / part
     if "_class_name" in _read(folder / "config.json"):
         return folder
-    raise ModelError(f"the pipeline {folder} has no unet/config.json and no transformer/config.json")
+    part = None if whole else _checkpoint_part(folder)
+    if part is None:
+        raise ModelError(f"the pipeline {folder} has no unet/config.json and no transformer/config.json")
+    plain = part.name.removesuffix("_ema")
+    if part.name != plain and (folder / plain).is_dir():
+        warnings.warn(
+            f"{part} is the teacher, the average of the weights; name {folder / plain} for the last weights",
+            Notice,
+            stacklevel=4,
+        )
+    return part
 
 
-def _scheduler_config(folder: Path, part: Path) -> dict[str, Any]:
-    for place in (folder, part, part.parent):
+def _scheduler_config(folder: Path, part: Path, scheduler: str | Path | None) -> dict[str, Any]:
+    places = (folder, part, part.parent, _home(folder)) if scheduler is None else (Path(scheduler),)
+    for place in places:
         for path in (place / "scheduler" / "scheduler_config.json", place / "scheduler_config.json"):
             if path.is_file():
                 return _read(path)
+    if scheduler is not None:
+        raise ModelError(
+            f"{scheduler} has no scheduler_config.json; give the folder of a pipeline's scheduler"
+        )
     raise ModelError(
         f"{folder} does not say with what noise the network was trained; put the scheduler_config.json of "
-        "its training (or pipeline) into it"
+        "its training (or pipeline) into it, or name its folder: load_teacher(…, scheduler=FOLDER)"
     )
 
 
@@ -173,11 +213,19 @@ def _network(part: Path, class_name: str) -> Any:
                 f"M.from_pretrained('{part}', use_safetensors=False).save_pretrained('{part}')\""
             )
         raise ModelError(f"{part} holds no weights (no .safetensors)")
+    for path in part.glob("*.safetensors"):
+        if is_pointer(path):
+            raise ModelError(f"{path} is a pointer of Git LFS, not the weights; run git lfs pull")
     kind = getattr(library(), class_name)
     try:
-        model, report = kind.from_pretrained(
-            part, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        with quiet():  # diffusers remarks on entries that an average's config has
+            model, report = kind.from_pretrained(
+                part,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                variant=_variant(part),
+            )
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         reason = first_line(error)
         raise ModelError(f"diffusers cannot load the {class_name} in {part}: {reason}") from None
@@ -185,6 +233,13 @@ def _network(part: Path, class_name: str) -> Any:
     if wrong:
         raise ModelError(f"the weights in {part} lack {len(wrong)} of its {class_name}, such as {wrong[0]}")
     return model.float().eval()
+
+
+def _variant(part: Path) -> str | None:
+    """What files of weights are called after, if there are none without such a word: fp16, say."""
+    names = sorted(path.name for path in part.glob("diffusion_pytorch_model*.safetensors"))
+    found = [match[1] if (match := VARIANT.fullmatch(name)) else None for name in names]
+    return None if None in found or not found else "fp16" if "fp16" in found else found[0]
 
 
 def _sample_shape(class_name: str, config: dict[str, Any], size: int | None) -> tuple[int, ...]:

@@ -15,35 +15,49 @@ from momatch.utils.run_folder import RunFolder
 
 ASSETS = Path(__file__).parent.parent / "assets"
 HUB_NAME = re.compile(r"(?!runs/)[\w-][\w.-]*/[\w-][\w.-]*")  # momatch's own runs are never on the hub
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+ADAPTERS = ("pytorch_lora_weights.safetensors", "adapter_config.json", "pytorch_lora_weights.bin")
 BUILDER = re.compile(r"[\w.]+:\w+")
 
 
-def load_teacher(source: str | Path, null_label: int | None = None, size: int | None = None) -> Model:
+def load_teacher(
+    source: str | Path,
+    null_label: int | None = None,
+    size: int | None = None,
+    scheduler: str | Path | None = None,
+) -> Model:
     """Load a teacher.
 
     Args:
         source: "digits" for the one that ships with the package; the folder of a model, or of a run that
-            trained one; the folder of a diffusers pipeline, or of a diffusers model with its scheduler; the
-            name of one on the Hugging Face hub, "organisation/name"; or "package.module:function", whose
-            call gives a `momatch.Model`.
+            trained one; the folder of a diffusers pipeline, of a diffusers model with its scheduler, or of a
+            checkpoint of diffusers' training scripts in the folder of their pipeline; the name of one on the
+            Hugging Face hub, "organisation/name"; or "package.module:function", whose call gives a
+            `momatch.Model`.
         null_label: the label that stands for "no class" in a diffusers UNet2DModel; it can then be guided.
         size: side of what a diffusers teacher makes, if not what its files say.
+        scheduler: the folder with the scheduler_config.json that a diffusers teacher was trained with, if its
+            own has none.
 
     Raises:
-        UsageError: if there is no usable model, or something about it has to be told.
+        UsageError: if there is no usable model, its weights are not all finite, or something about it has to
+            be told.
     """
+    source = _snapshot(source)
     text, path = str(source), Path(source)
+    _refuse_other_kinds(path)
     if not path.exists() and BUILDER.fullmatch(text):
         model = _built(text)
     elif path.is_dir() and not (path / "model.json").is_file() and diffusers.is_folder(path):
-        return diffusers.load(path, null_label, size)
+        return _finite(diffusers.load(path, null_label, size, scheduler=scheduler), source)
     elif not path.parent.is_dir() and isinstance(source, str) and HUB_NAME.fullmatch(text):
-        return diffusers.load(diffusers.from_hub(text), null_label, size, pipeline=text)
+        found = diffusers.load(diffusers.from_hub(text), null_label, size, text, scheduler)
+        return _finite(found, source)
     else:
         model = _own_teacher(source)
-    if null_label is not None or size is not None:
-        raise UsageError(f"null_label and size are for teachers of diffusers; {source} is none")
-    return model
+    if null_label is not None or size is not None or scheduler is not None:
+        raise UsageError(f"null_label, size and scheduler are for teachers of diffusers; {source} is none")
+    return _finite(model, source)
 
 
 def load_student(source: str | Path) -> Student:
@@ -52,7 +66,7 @@ def load_student(source: str | Path) -> Student:
     Raises:
         ModelError: if there is no usable model, or it is no student.
     """
-    model = _from_run(Path(source), "student")
+    model = _finite(_from_run(Path(source), "student"), source)
     if not isinstance(model, Student):
         raise ModelError(f"{source} holds a teacher, not a student; give the folder of a distillation run")
     return model
@@ -71,7 +85,8 @@ def load_any(source: str | Path, null_label: int | None = None, size: int | None
     if str(source) == "digits":
         return _own_teacher("digits")
     folder = RunFolder(path)
-    return _from_run(path, "student" if folder.model("student").is_dir() else folder.role)
+    model = _from_run(path, "student" if folder.model("student").is_dir() else folder.role)
+    return _finite(model, source)
 
 
 def teacher_of_student(student: Model) -> Model:
@@ -83,6 +98,51 @@ def teacher_of_student(student: Model) -> Model:
         null_label if null_label >= 0 else None,
         int(config.get("teacher_size", 0)) or None,
     )
+
+
+def _snapshot(source: str | Path) -> str | Path:
+    """The files themselves, if the source is a repository's folder in the hub's cache."""
+    found = sorted(Path(source, "snapshots").glob("*/"))
+    current = Path(source, "refs", "main")
+    if current.is_file() and Path(source, "snapshots", current.read_text().strip()).is_dir():
+        return Path(source, "snapshots", current.read_text().strip())
+    return found[0] if len(found) == 1 and Path(source, "blobs").is_dir() else source
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """Refuse what holds weights and is no model's folder.
+
+    Raises:
+        ModelError: saying how to make one of it.
+    """
+    if path.is_file() and path.suffix in SINGLE_FILES:
+        raise ModelError(
+            f"{path} is a single file of weights; make a pipeline's folder of it: in Python "
+            f"diffusers.StableDiffusionPipeline.from_single_file('{path}').save_pretrained(FOLDER)"
+        )
+    adapter = next((name for name in ADAPTERS if (path / name).is_file()), None)
+    if adapter and not (path / "model.json").is_file() and not diffusers.is_folder(path):
+        raise ModelError(
+            f"{path} is an adapter ({adapter}), not a model; merge it into its base model: "
+            "pipeline.load_lora_weights(…), pipeline.fuse_lora(), pipeline.save_pretrained(FOLDER)"
+        )
+
+
+def _finite(model: Model, source: str | Path) -> Model:
+    """The model, if all its numbers are finite.
+
+    Raises:
+        ModelError: naming a tensor that has others.
+    """
+    for name, tensor in model.denoiser.network.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            count = int((~tensor.isfinite()).sum())
+            raise ModelError(
+                f"the weights of {source} are damaged: {count:,} of the {tensor.numel():,} numbers of "
+                f"{name.removeprefix('model.')} are NaN or infinite; take an earlier checkpoint, or "
+                "one saved in float32"
+            )
+    return model
 
 
 def _built(builder: str) -> Model:
@@ -106,6 +166,10 @@ def _from_run(path: Path, part: str) -> Model:
     if part == "student" and (path / "teacher" / "model.json").is_file():
         raise ModelError(
             f"{path} holds a teacher, not a student; distil one: momatch distill RECIPE --teacher {path}"
+        )
+    if part == "teacher" and (path / "student" / "model.json").is_file():
+        raise ModelError(
+            f"the run {path} has a student and no teacher; give {path / 'student'} to use that as a teacher"
         )
     if RunFolder(path).exists and not (path / part / "model.json").is_file():
         raise ModelError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,16 +24,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from momatch.data import prepared
-from momatch.data.collections import Collection, Fields, Item, digest
-from momatch.data.sources import open_collection
+from momatch.data.collections import Collection, Item, Reading, digest
+from momatch.data.sources import check_labels, open_collection
 from momatch.interop.encoders import Encoders, SentenceEncoders
 from momatch.utils import devices
-from momatch.utils.errors import UsageError
+from momatch.utils.errors import Notice, UsageError
 from momatch.utils.files import fingerprint, write_atomically
 from momatch.utils.run_folder import RunFolder, exclusive
 
 READERS = 4  # threads that decode pictures while the encoders work
 MARK = "settings and contents"  # in the header of a shard: fingerprints of both
+UNCHANGING = ("teacher", "text_encoder", "batch_size", "captions", "device", "max_megapixels", "anywhere")
 PATHS = ("source", "pipeline")  # settings that may change: the folders were moved
 
 
@@ -51,6 +53,9 @@ class PrepareConfig:
         captions: "ignore" leaves captions out, for a pipeline without a text encoder.
         caption_field: which field or column is the caption, if it has no usual name.
         label_field: which is the label.
+        num_classes: how many classes there are, where labels are some of a larger set; 0 counts them.
+        max_megapixels: million pixels of a picture that are read at most; 0 is Pillow's limit, about 179.
+        anywhere: metadata may name pictures outside their folder.
         seed: of the draws.
         text_encoder: instead of a pipeline: "minilm-l6" encodes captions by all-MiniLM-L6-v2 (the extra
             `text`) and leaves pictures as they are, for a pixel teacher of your own; "minilm-l6-128" does so
@@ -67,9 +72,19 @@ class PrepareConfig:
     captions: Literal["use", "ignore"] = "use"
     caption_field: str = ""
     label_field: str = ""
+    num_classes: int = 0
+    max_megapixels: int = 0
+    anywhere: bool = False
     seed: int = 0
     text_encoder: Literal["", "minilm-l6", "minilm-l6-128"] = ""
     device: str = devices.AUTO
+
+    @property
+    def reading(self) -> Reading:
+        """How the source is read."""
+        return Reading(
+            self.caption_field, self.label_field, self.num_classes, self.max_megapixels, self.anywhere
+        )
 
 
 @dataclass(frozen=True)
@@ -93,8 +108,7 @@ def prepare(source: str, config: PrepareConfig, out: str | Path) -> Generator[Do
     """Encode all samples of a source into a folder; shards that are there already stay.
 
     Args:
-        source: a folder of pictures (with metadata.jsonl for captions), an .npz, a .tar or a folder of them,
-            or hf:ORG/NAME[:SPLIT].
+        source: a folder of pictures, an .npz, tars or hf:ORG/NAME[:SPLIT], as `load_data` takes them.
         config: how.
         out: the folder.
 
@@ -106,7 +120,11 @@ def prepare(source: str, config: PrepareConfig, out: str | Path) -> Generator[Do
         OSError: if the disk is full.
     """
     _check(source, config)
-    pictures = open_collection(source, Fields(config.caption_field, config.label_field))
+    pictures = open_collection(source, config.reading)
+    if pictures.labels:
+        check_labels(pictures.labels, len(pictures.class_names), config.num_classes, source)
+    if not pictures.is_plain:
+        warnings.warn(pictures.summary(), Notice, stacklevel=2)
     encoders = _encoders(config)
     with_captions = _with_captions(source, pictures, encoders, config)
     settings = _settings(source, config, pictures, encoders, with_captions)
@@ -165,7 +183,10 @@ class _Work:
             "format": prepared.FORMAT,
             "settings": self.settings,
             "captions": self.with_captions,
-            "num_classes": int(labels.max()) + 1,
+            "num_classes": max(
+                self.config.num_classes or int(labels.max()) + 1, len(self.source.class_names)
+            ),
+            "class_names": list(self.source.class_names),
             "tensors": tensors,
             "shards": [{"file": f.name, "rows": len(r)} for f, r in zip(files, self.shards, strict=True)],
         }
@@ -241,6 +262,9 @@ def _check(source: str, config: PrepareConfig) -> None:
     for name in ("batch_size", "shard_size"):
         if getattr(config, name) < 1:
             raise UsageError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    for name in ("num_classes", "max_megapixels"):
+        if getattr(config, name) < 0:
+            raise UsageError(f"{name} is {getattr(config, name)}; it must be at least 1, or left out")
     if config.image_size < 0:
         raise UsageError(f"image_size is {config.image_size}; give the side in pixels, or leave it out")
     if bool(config.teacher) == bool(config.text_encoder):
@@ -287,7 +311,7 @@ def _settings(
 ) -> dict[str, Any]:
     """All that the contents of the shards depend on."""
     fields = asdict(config)
-    for name in ("teacher", "text_encoder", "batch_size", "captions", "device"):
+    for name in (*UNCHANGING, "num_classes"):
         del fields[name]
     made_by = {"pipeline": str(Path(config.teacher).resolve())} if config.teacher else {}
     return {

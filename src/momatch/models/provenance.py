@@ -40,6 +40,7 @@ class Provenance:
         scheduler: class of that pipeline's scheduler.
         text_encoder: name of a text encoder that momatch knows.
         latent: whether its samples are latents of an autoencoder.
+        class_names: of its labels, in order; empty if they have none.
     """
 
     role: Role | None = None
@@ -51,6 +52,7 @@ class Provenance:
     scheduler: str | None = None
     text_encoder: str | None = None
     latent: bool = False
+    class_names: tuple[str, ...] = ()
 
     @property
     def encoder(self) -> str | None:
@@ -71,6 +73,10 @@ def from_json(given: Mapping[str, Any]) -> Provenance:
     """
     known: dict[str, Any] = {each.name: given[each.name] for each in fields(Provenance) if each.name in given}
     known["latent"] = bool(given.get("latent") or given.get("vae"))  # once a note of the autoencoder's scale
+    names = known.get("class_names", ())
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"info.class_names is {names!r}, not a list of texts")
+    known["class_names"] = tuple(names)
     inputs, config, role = known.pop("inputs", None) or {}, known.get("config", {}), known.get("role")
     for name, value in (("inputs", inputs), ("config", config)):
         if not isinstance(value, Mapping):

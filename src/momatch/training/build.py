@@ -87,6 +87,7 @@ def distillation(
         pipeline=pipeline,
         text_encoder=text_encoder,
         latent=teacher.provenance.latent,
+        class_names=tuple(data.train.class_names),
     )
     model = Student(
         shown,
@@ -297,6 +298,7 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         inputs=inputs,
         pipeline=pipeline,
         text_encoder=text_encoder,
+        class_names=tuple(images.class_names),
     )
     shapes = {name: (-1, *rows.shape[2:]) for name, rows in conditions.items()}
     model = Model(

@@ -70,6 +70,7 @@ def render(
         teacher=_short(source),
         base_model=source if from_diffusers and re.fullmatch(r"[\w.-]+/[\w.-]+", source) else None,
         data=_short(origin.data or "unknown"),
+        classes=origin.class_names,
         method=_method(config),
         guidance=config.get("guidance", {}).get("scale", 0.0),
         licence=licence or _licence(pipeline) or "unknown",

@@ -24,6 +24,7 @@ from momatch.utils.files import write_atomically
 
 PLAIN_PIPELINE = "DDPMPipeline"  # passes noise of variance 1 to a UNet2DModel, and nothing else
 OURS = Path(__file__).with_name("moment_matching_pipeline.py")
+SIZED = ("UNet2DModel", "UNet2DConditionModel")  # pipelines make samples of what these say
 MARK = "momatch-export.json"  # names what an export wrote into a folder: a later one may replace that alone
 
 
@@ -167,9 +168,11 @@ def _code(directory: Path) -> list[str]:
 def _save_network(model: Model, directory: Path) -> None:
     """By diffusers' own save_pretrained, its size that of the student's samples."""
     network: Any = model.denoiser.network
-    side = model.sample_shape[-1]
-    if network.config.class_name == "UNet2DModel" and network.model.config.sample_size != side:
-        network.model.register_to_config(sample_size=side)
+    height, width = model.sample_shape[-2:]
+    size = height if height == width else [height, width]
+    # Networks of patches have their positions from the size that they were made for.
+    if network.config.class_name in SIZED and network.model.config.sample_size != size:
+        network.model.register_to_config(sample_size=size)
     network.model.save_pretrained(directory, safe_serialization=True)
 
 
