@@ -39,7 +39,7 @@ def wrong_values(hint: Any) -> list[Any]:
     if get_origin(kind) is Literal:
         return ["no such word", get_args(kind)[0].upper(), "", 3, None]
     if get_origin(kind) is tuple:
-        return ["8", 8, (object(),), None]
+        return ["8", 8, ({},), None]
     if dataclasses.is_dataclass(kind) or not isinstance(kind, type):
         return ["no such settings", 3, None, math.nan]
     if kind is bool:

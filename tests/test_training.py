@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -288,3 +289,38 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130, err
     assert "run the same command again to go on" in out.replace("\n", " ") and "Traceback" not in err
     assert len(checkpoint.paths(tmp_path / "run" / "checkpoints")) >= 1
+
+
+@pytest.mark.parametrize("stop_after", [None, 5])
+def test_prefetched_batches_give_the_same_losses_and_checkpoints(tmp_path, stop_after):
+    """Also after a stop in the middle; the thread is gone when the loop is."""
+    found = []
+    for prefetch in (False, True):
+        folder, losses = tmp_path / str(prefetch), []
+        config = TrainConfig(num_steps=12, batch_size=16, log_every=1, checkpoint_every=4)
+        while len(losses) < 12:
+            method, batches = matching(), image_batches(DATA, None, 16, seed=7)
+            for record in train(method, batches, config, OptimConfig(), folder, prefetch=prefetch):
+                losses.append({k: v for k, v in record.metrics.items()})
+                if record.step == stop_after:
+                    break
+        found.append((losses, checkpoint.load_tensors(folder / "step-00000012.safetensors")))
+    (losses, weights), (with_losses, with_weights) = found
+    assert losses == with_losses and weights.keys() == with_weights.keys()
+    assert all(torch.equal(weights[name], with_weights[name]) for name in weights)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+def test_an_error_in_the_thread_that_reads_is_raised_by_the_step_that_needs_the_batch():
+    inner = image_batches(DATA, None, 16, seed=7)
+
+    def batches(step: int) -> Batch:
+        if step == 3:
+            raise OSError("the shard is gone")
+        return inner(step)
+
+    steps = []
+    with pytest.raises(OSError, match="the shard is gone"):
+        for record in train(matching(), batches, TrainConfig(num_steps=9), OptimConfig(), prefetch=True):
+            steps.append(record.step)
+    assert steps == [1, 2, 3]

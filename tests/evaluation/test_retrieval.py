@@ -17,6 +17,7 @@ from momatch.evaluation.efficientnet import SIDE, EfficientNetFeatures
 from momatch.evaluation.evaluate import evaluate_at
 from momatch.evaluation.retrieval import WEIGHTS, CaptionRetrieval
 from momatch.methods.base import Batch
+from momatch.models.provenance import Provenance
 from momatch.networks.matcher import Matcher
 from momatch.utils.errors import Notice
 
@@ -54,7 +55,7 @@ def test_large_pictures_are_averaged_down(data):
 class Replay:
     """A model that draws given pictures."""
 
-    cond_shapes, num_classes, info = {TOKENS: (-1, 128), MASK: (-1,)}, 0, {}
+    cond_shapes, num_classes, provenance = {TOKENS: (-1, 128), MASK: (-1,)}, 0, Provenance()
 
     def __init__(self, images):
         self.images, self.denoiser, self.device = images, SimpleNamespace(), images.device

@@ -165,7 +165,7 @@ def test_an_exported_student_makes_samples_of_its_own_shape(tmp_path, size):
     assert teacher.sample_shape == shape
     info = {**teacher.info, "role": "student"}
     fields = dict(denoiser=teacher.denoiser, network=teacher.network, schedule=teacher.schedule)
-    student = Student(**fields, sample_shape=shape, steps=2, info=info)
+    student = Student(**fields, sample_shape=shape, steps=2, provenance=info)
     export_folder(student, tmp_path / "export", "it", None, None)
     pipe = DDPMPipeline.from_pretrained(tmp_path / "export")
     made = pipe(num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images
@@ -175,7 +175,9 @@ def test_an_exported_student_makes_samples_of_its_own_shape(tmp_path, size):
 def test_a_student_at_another_size_than_its_teacher_s_files_say(tmp_path):
     teacher = momatch.load_teacher(pipeline(tmp_path / "pipe"), size=16)
     fields = dict(denoiser=teacher.denoiser, network=teacher.network, schedule=teacher.schedule)
-    student = Student(**fields, sample_shape=(1, 16, 16), steps=2, info={**teacher.info, "role": "student"})
+    student = Student(
+        **fields, sample_shape=(1, 16, 16), steps=2, provenance={**teacher.info, "role": "student"}
+    )
     export_folder(student, tmp_path / "export", "it", None, None)
     assert UNet2DModel.load_config(tmp_path / "export" / "unet")["sample_size"] == 16
 
@@ -185,7 +187,7 @@ def test_the_card_lists_the_classes_in_order(tmp_path):
     info = {**teacher.info, "role": "student", "class_names": ["cat", "dog"]}
     fields = dict(denoiser=teacher.denoiser, network=teacher.network, schedule=teacher.schedule)
     export_folder(
-        Student(**fields, sample_shape=(1, 8, 8), steps=2, info=info), tmp_path / "x", "it", None, None
+        Student(**fields, sample_shape=(1, 8, 8), steps=2, provenance=info), tmp_path / "x", "it", None, None
     )
     assert "Its classes by `class_labels`: 0 cat, 1 dog." in (tmp_path / "x" / "README.md").read_text()
 

@@ -62,7 +62,8 @@ class TrainConfig:
         seed: of everything random.
         log_every: steps between records that carry metrics.
         checkpoint_every: steps between checkpoints.
-        prefetch: read the next minibatch in a thread while a step runs; the numbers are the same without.
+        prefetch: read the next minibatch in a thread while a step runs, where rows come from files; data in
+            memory need none. The numbers are the same without.
     """
 
     num_steps: Count = 3000

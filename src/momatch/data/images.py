@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from momatch.data.captions import take_captions
-from momatch.data.rows import Rows, take
+from momatch.data.rows import Rows, Shards, take
 from momatch.utils.files import fingerprint
 
 
@@ -56,6 +56,11 @@ class ImageSet:
         shape, what = tuple(self.images.shape[1:]), "pictures" if self.space == "pixels" else "latents"
         asked = ", ".join([f"{self.num_classes} classes", *self.conditions])
         return f"ImageSet({self.name!r}, {len(self)} {what} of shape {shape}, {asked})"
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether rows are read from files when they are asked for, not held in memory."""
+        return any(isinstance(table, Shards) for table in (self.images, *self.conditions.values()))
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that tell these pictures, labels and conditions from others.

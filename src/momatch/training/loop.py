@@ -48,7 +48,12 @@ class Record:
 
 
 def train(
-    method: Method, batches: Batches, config: TrainConfig, optim: OptimConfig, directory: Path | None = None
+    method: Method,
+    batches: Batches,
+    config: TrainConfig,
+    optim: OptimConfig,
+    directory: Path | None = None,
+    prefetch: bool = False,
 ) -> Generator[Record, None, None]:
     """Run `method` from the newest checkpoint in `directory` (if any) to `config.num_steps`.
 
@@ -58,6 +63,7 @@ def train(
         config: length and rhythm.
         optim: optimizer settings.
         directory: where checkpoints live; None keeps none.
+        prefetch: make the next batch in a thread while a step runs.
 
     Yields:
         A `Record` after every step.
@@ -76,7 +82,7 @@ def train(
     for network in networks.values():
         network.train()
     start = time.monotonic()
-    if config.prefetch:
+    if prefetch:
         device = next(p.device for network in networks.values() for p in network.parameters())
         batches = Prefetched(batches, config.num_steps, device)
     try:

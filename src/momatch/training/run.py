@@ -109,6 +109,7 @@ class Run:
                 self.config.train,
                 self.config.optim,
                 folder.checkpoints if folder else None,
+                prefetch=self.config.train.prefetch and self.data.on_disk,
             )
             try:
                 yield from self._watch(records, log)
