@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from momatch.data.folders import Classes, Tree, check_no_class_vanishes, classes_of, listed
+from momatch.data.folders import Tree, check_no_class_vanishes, classes_of, listed
 from momatch.data.image_io import SUFFIXES, DataError, central_square, on_white, read_picture
 from momatch.data.records import (
     CAPTION_FIELDS,
@@ -160,7 +160,8 @@ class Folder(Collection):
                 f"no pictures in {self.path}{found}; put {', '.join(sorted(SUFFIXES))} files there"
             )
         check_no_class_vanishes(tree, self.files)
-        classes = classes_of([file.parent.relative_to(self.path).parts for file in self.files])
+        folders = [file.parent.relative_to(self.path).parts for file in self.files]
+        classes = classes_of(folders, [file.name for file in self.files], reading.num_classes)
         self.labels, self.class_names = classes.labels, classes.names
         beside = {file.with_suffix(""): file for file in reversed(tree.having(SIDECARS))}
         found = [beside.get(file.with_suffix("")) for file in self.files]
@@ -220,7 +221,8 @@ class ImageFolder(Collection):
         kept = list(range(len(records)))
         if values is not None:
             tables = all(file.suffix == ".csv" for file in metadata)  # which know texts alone
-            labels = to_labels(values, str(self.path), as_number if tables else None)
+            known = as_number if tables or reading.num_classes else None
+            labels = to_labels(values, str(self.path), known)
             self.class_names = labels.names
             kept = self._with_label(labels, records)
         elif len({record.file.parent for record in records}) > 1:
@@ -314,12 +316,6 @@ def _records(file: Path, tree: Tree, anywhere: bool) -> list[Record]:
     if file.name == DATASET and dataset_labels(file) is None:
         return [Record(picture, str(file), {}) for picture in tree.pictures()]
     return read_records(file, tree.root, anywhere)
-
-
-def folder_classes(parts: Sequence[tuple[str, ...]]) -> Classes | None:
-    """Classes by folder; None if all pictures are in one."""
-    found = classes_of(parts)
-    return found if len(found.names) > 1 else None
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from momatch.utils.text import count_of
 OTHER_PICTURES = {".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".jfif", ".svg", ".psd"}
 OF_SYSTEMS = {"__MACOSX", "@eaDir", "lost+found"}  # made by archivers and disks, with pictures of their own
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+NUMBERED = re.compile(r"(?:img)?(\d{5,})\.\w+")
 HIDDEN, BROKEN, LOOP, UNREADABLE = (
     "hidden file",
     "broken link",
@@ -114,20 +116,50 @@ class Classes:
     note: str = ""
 
 
-def classes_of(folders: Sequence[tuple[str, ...]]) -> Classes:
+def classes_of(
+    folders: Sequence[tuple[str, ...]], files: Sequence[str] = (), num_classes: int = 0
+) -> Classes:
     """Classes from the parts of each picture's folder, relative to the root: ("cat",), ("train", "cat").
 
-    Folders named after parts of a data set (train, val, test) are no classes: they are read as one set.
+    Folders named after parts of a data set (train, val, test) are no classes: they are read as one set. A
+    folder that holds all classes is no part of their names, and folders that hold the thousands of numbered
+    files, as EDM and StyleGAN lay them out, are no classes.
+
+    Args:
+        folders: of each picture.
+        files: the names of the pictures; () tells nothing of numbered ones.
+        num_classes: that there are, where folders are some of more; 0 if they are all. Folders that are
+            numbers are then their labels.
     """
     tops = {parts[0] if parts else "" for parts in folders}
     split = {top.lower() for top in tops} <= SPLITS
-    names = ["/".join(parts[1:] if split else parts) for parts in folders]
+    inner = [parts[1:] if split else parts for parts in folders]
     note = f"{', '.join(sorted(tops))} are read as one set" if split and len(tops) > 1 else ""
+    if len(set(inner)) > 1 and files and all(map(_is_thousand, inner, files)):
+        numbered = "folders hold the thousands of numbered files and are no classes"
+        return Classes([0] * len(inner), [], "; ".join(filter(None, (note, numbered))))
+    above = len(os.path.commonprefix([*map(list, set(inner))])) if len(set(inner)) > 1 else 0
+    names = ["/".join(parts[above:]) for parts in inner]
     if set(names) <= {""}:
         return Classes([0] * len(names), [], note)
     order = class_order(names)
+    if num_classes and all(name.isascii() and name.isdigit() for name in order):
+        return Classes([int(name) for name in names], [], note)
     number = {name: i for i, name in enumerate(order)}
     return Classes([number[name] for name in names], [name or "." for name in order], note)
+
+
+def _is_thousand(folder: tuple[str, ...], file: str) -> bool:
+    """Whether a folder is only the thousand of a file's number: 00001/img00001234.png, 01000/01234.png."""
+    match = NUMBERED.fullmatch(file)
+    if (
+        match is None
+        or not folder
+        or not (folder[-1].isascii() and folder[-1].isdigit() and len(folder[-1]) > 4)
+    ):
+        return False
+    thousand = int(match[1]) // 1000
+    return int(folder[-1]) in (thousand, 1000 * thousand)
 
 
 def class_order(names: Iterable[str]) -> list[str]:

@@ -21,6 +21,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}  # chunks that decide what a PNG shows
 POINTER = b"version https://git-lfs"
 LIMIT = Lock()  # Pillow's limit of pixels is one for the process
+GREY_STEPS = {"L;2": 85, "L;4": 17}  # levels between neighbours of a grey PNG of 2 and 4 bits, by raw mode
 
 
 class DataError(UsageError):
@@ -127,6 +128,7 @@ def on_white(pixels: np.ndarray) -> np.ndarray:
 
 def _read(source: Path | bytes, name: str, image_size: int, smooth: bool, max_megapixels: int) -> np.ndarray:
     with _opened(source, max_megapixels) as image:
+        _scale_key(image)
         return to_picture(image, name, image_size, smooth)
 
 
@@ -145,6 +147,13 @@ def _opened(source: Path | bytes, max_megapixels: int) -> Image:
                 return pil.open(stream)
         finally:
             pil.MAX_IMAGE_PIXELS = usual
+
+
+def _scale_key(image: Image) -> None:
+    """Bring the colour key of a grey PNG of 2 or 4 bits to the levels that Pillow makes of its pixels."""
+    tiles, key = getattr(image, "tile", None), image.info.get("transparency")
+    if image.format == "PNG" and tiles and isinstance(key, int) and isinstance(tiles[0][3], str):
+        image.info["transparency"] = key * GREY_STEPS.get(tiles[0][3], 1)
 
 
 def _upright(image: Image) -> Image:

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from momatch.data.collections import USUAL, Collection, Item, Reading, digest, folder_classes
-from momatch.data.folders import HIDDEN, OF_SYSTEMS, WITHOUT_ENDING
+from momatch.data.collections import USUAL, Collection, Item, Reading, digest
+from momatch.data.folders import HIDDEN, OF_SYSTEMS, SPLITS, WITHOUT_ENDING, classes_of
 from momatch.data.image_io import SUFFIXES, DataError, read_picture
 from momatch.data.records import CAPTION_FIELDS, LABEL_FIELDS, as_caption, as_number, column, to_labels
 from momatch.data.rows import spread
@@ -31,6 +31,7 @@ RECORDS = ("txt", "json", "cls")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by their first two bytes
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")  # {000..012} and {a,b}
+WORD = re.compile(r"[A-Za-z]+")
 PROBED = 1000  # samples whose records are looked at for fields; reading all takes minutes of a million
 OTHER_PART = "other part of a sample"
 
@@ -90,6 +91,7 @@ class Tars(Collection):
             self._take_labels(label)
         else:
             self._classes_by_folder()
+        self._note_splits()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -130,9 +132,7 @@ class Tars(Collection):
                 self._get(record, self._caption, sample)
         values = column(rows, name, (), optional=True)
         assert values is not None
-        labels = to_labels(
-            values, str(self.shards[0]), as_number if all("cls" in s.parts for s in self.samples) else None
-        )
+        labels = to_labels(values, str(self.shards[0]), as_number if self._texts_are_numbers() else None)
         kept = [i for i, number in enumerate(labels.numbers) if number is not None]
         lacking = next((i for i, number in enumerate(labels.numbers) if number is None), None)
         if lacking is not None:
@@ -141,11 +141,34 @@ class Tars(Collection):
         self.labels = [number for number in labels.numbers if number is not None]
         self.class_names = labels.names
 
+    def _texts_are_numbers(self) -> bool:
+        """Whether a label "7" is 7: of files that know texts alone, or of labels that are some of more."""
+        return bool(self.reading.num_classes) or all("cls" in sample.parts for sample in self.samples)
+
     def _classes_by_folder(self) -> None:
-        classes = folder_classes([sample.folder for sample in self.samples])
-        if classes:
+        if self._folders_are_shards():
+            self.notes = ["every shard holds one folder of its own, so folders are no classes"]
+            return
+        files = [f"{sample.key}.{sample.picture}" for sample in self.samples]
+        classes = classes_of([sample.folder for sample in self.samples], files, self.reading.num_classes)
+        self.notes = [classes.note] if classes.note else []
+        if len(set(classes.labels)) > 1:
             self.labels, self.class_names = classes.labels, classes.names
-            self.notes = [classes.note] if classes.note else []
+
+    def _folders_are_shards(self) -> bool:
+        """Whether the folders are as many as the shards, one in each: another name of the shard."""
+        found: dict[Path, set[tuple[str, ...]]] = {}
+        for sample in self.samples:
+            found.setdefault(sample.shard, set()).add(sample.folder)
+        alone = all(len(folders) == 1 for folders in found.values())
+        return len(found) > 1 and alone and len(set().union(*found.values())) == len(found)
+
+    def _note_splits(self) -> None:
+        """Say so where shards of several parts of a data set are read as one."""
+        parts = [{word.lower() for word in WORD.findall(shard.name)} & SPLITS for shard in self.shards]
+        found = sorted(set().union(*parts))
+        if all(parts) and len(found) > 1:
+            self.notes = [*self.notes, f"the shards of {', '.join(found)} are read as one set"]
 
     def _scan(self, number: int, shard: Path) -> list[_Sample]:
         samples, left_out = _scan(shard, _uncompressed(shard, Path(self._unpacked.name, f"{number}.tar")))
