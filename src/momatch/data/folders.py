@@ -176,12 +176,12 @@ def check_no_class_vanishes(tree: Tree, pictures: Sequence[Path]) -> None:
     Raises:
         DataError: naming the folder and what it holds.
     """
-    seen = {part for file in pictures for part in file.parents}
-    if {file.parent for file in pictures} == {tree.root}:
+    unread = tree.having(OTHER_PICTURES)
+    folders = {file.parent for file in pictures} if unread else {tree.root}
+    if folders == {tree.root}:
         return  # no classes, so none can vanish
-    others = Counter(
-        (file.parent, file.suffix.lower()) for file in tree.having(OTHER_PICTURES) if file.parent not in seen
-    )
+    seen = {part for folder in folders for part in (folder, *folder.parents)}
+    others = Counter((file.parent, file.suffix.lower()) for file in unread if file.parent not in seen)
     for (folder, suffix), count in sorted(others.items()):
         raise DataError(
             f"the folder {folder} holds {count} {suffix} and no picture that can be read; convert them to "

@@ -21,6 +21,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}  # chunks that decide what a PNG shows
 POINTER = b"version https://git-lfs"
 LIMIT = Lock()  # Pillow's limit of pixels is one for the process
+CAMERA_NOTES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where a file may say it
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # levels between neighbours of a grey PNG of 2 and 4 bits, by raw mode
 
 
@@ -158,9 +159,11 @@ def _scale_key(image: Image) -> None:
 
 def _upright(image: Image) -> Image:
     """Turned as cameras note it; as it is if the note is damaged."""
+    image.load()
+    if not any(name in image.info for name in CAMERA_NOTES):
+        return image  # exif_transpose would copy it
     from PIL import ImageOps
 
-    image.load()
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # of a damaged note; the pixels are whole
@@ -185,7 +188,8 @@ def _opaque(image: Image, name: str) -> Image:
     if image.mode in ("LA", "PA", "RGBA") or key is not None:
         picture = image.convert("RGBA")
         return pil.alpha_composite(pil.new("RGBA", image.size, "white"), picture).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    wanted = "L" if image.mode in ("1", "L") else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)
 
 
 def _pixel_chunks(contents: bytes) -> bytes:
