@@ -14,9 +14,9 @@ import torch
 
 import momatch
 from momatch import cli
-from momatch.cli import evaluate as inspection
 from momatch.config import AlternatingConfig, InstantConfig
 from momatch.config.schema import GuidanceConfig, MonitorConfig, ScheduleConfig, TrainConfig
+from momatch.interop.load import teacher_of_student
 from momatch.methods.alternating import Alternating
 from momatch.methods.warm_start import WarmStart
 from momatch.models.model import load_model
@@ -139,7 +139,7 @@ def test_a_null_label_on_the_command_line_is_remembered(tmp_path, capsys):
     out = str(tmp_path / "run")
     rest = ["--teacher", str(folder), "--null-label", "10", "--guidance.scale", "1", "--out", out, *QUICK]
     assert cli.main(["distill", "digits-8", *rest]) == 0, capsys.readouterr()
-    assert inspection.teacher_of_student(momatch.load_student(out)).denoiser.null_values == {"label": 10}
+    assert teacher_of_student(momatch.load_student(out)).denoiser.null_values == {"label": 10}
     png = str(tmp_path / "a.png")
     assert cli.main(["sample", str(folder), "--num", "4", "--steps", "1", "--out", png]) == 0
 

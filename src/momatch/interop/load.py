@@ -90,11 +90,20 @@ def load_any(source: str | Path, null_label: int | None = None, size: int | None
 
 
 def teacher_of_student(student: Model) -> Model:
-    """The teacher that a student was distilled from, loaded as it was then."""
+    """The teacher that a student was distilled from, loaded as it was then.
+
+    Raises:
+        UsageError: if the student does not say which one, or it cannot be loaded.
+    """
+    if student.provenance.teacher is None:
+        raise ModelError(
+            "this student does not say which teacher it was distilled from (info.teacher in its model.json); "
+            "leave the teacher out, or write its folder there"
+        )
     config = student.provenance.config
     null_label = int(config.get("null_label", -1))
     return load_teacher(
-        str(student.provenance.teacher),
+        student.provenance.teacher,
         null_label if null_label >= 0 else None,
         int(config.get("teacher_size", 0)) or None,
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -28,7 +28,7 @@ from momatch.diffusion.sampling import ancestral, in_batches
 from momatch.diffusion.schedules import NoiseSchedule
 from momatch.models import batch_size as batch_sizes
 from momatch.models import provenance
-from momatch.models.provenance import Provenance
+from momatch.models.provenance import UNKNOWN, Provenance
 from momatch.networks import registry
 from momatch.networks.lora import AdaptedNetwork
 from momatch.utils.errors import UsageError
@@ -47,7 +47,7 @@ class ModelError(UsageError):
     """A folder that does not hold a usable model; the message says why and what to do."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, init=False)
 class Model:
     """A denoiser with all that sampling from it needs.
 
@@ -70,14 +70,52 @@ class Model:
     sample_shape: tuple[int, ...]
     steps: int
     num_classes: int = 0
-    provenance: Provenance = Provenance()
+    provenance: Provenance = UNKNOWN
     folder: Path | None = None
     cond_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        """A provenance given as a dictionary becomes a record."""
-        if isinstance(self.provenance, Mapping):
-            object.__setattr__(self, "provenance", provenance.from_json(self.provenance))
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        network: registry.NetworkConfig,
+        schedule: NoiseSchedule,
+        sample_shape: tuple[int, ...],
+        steps: int,
+        num_classes: int = 0,
+        provenance: Provenance | Mapping[str, Any] = UNKNOWN,
+        folder: Path | None = None,
+        cond_shapes: dict[str, tuple[int, ...]] | None = None,
+        *,
+        info: Mapping[str, Any] | None = None,
+    ):
+        """As the attributes; `info`, the provenance's former name, is taken instead of it if given.
+
+        Written by hand, since a generated one cannot take `info`, which is a property too.
+
+        Raises:
+            ModelError: if an entry of the provenance has the wrong type.
+        """
+        known = {
+            "denoiser": denoiser,
+            "network": network,
+            "schedule": schedule,
+            "sample_shape": sample_shape,
+            "steps": steps,
+            "num_classes": num_classes,
+            "provenance": self._origin(provenance if info is None else info),
+            "folder": folder,
+            "cond_shapes": {} if cond_shapes is None else cond_shapes,
+        }
+        for name, value in known.items():
+            object.__setattr__(self, name, value)
+
+    def _origin(self, given: Provenance | Mapping[str, Any]) -> Provenance:
+        if isinstance(given, Provenance):
+            return given
+        try:
+            return provenance.from_json(given)
+        except ValueError as error:
+            raise ModelError(f"{error}; correct it where the model is made, or leave it out") from None
 
     @property
     def info(self) -> dict[str, Any]:
@@ -277,7 +315,10 @@ class Model:
 
 
 class Student(Model):
-    """A distilled model: a `Model` whose `steps` is what it was trained for."""
+    """A distilled model: a `Model` whose `steps` is what it was trained for; its role is always "student"."""
+
+    def _origin(self, given: Provenance | Mapping[str, Any]) -> Provenance:
+        return replace(super()._origin(given), role="student")
 
 
 def load_model(directory: str | Path) -> Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -60,24 +61,37 @@ class Provenance:
         return self.text_encoder or self.pipeline
 
     def to_json(self) -> dict[str, Any]:
-        """What is known, in JSON types."""
-        found = {**asdict(self), "config": dict(self.config), "inputs": self.inputs.to_json()}
+        """What is known, in JSON types; a copy, so that changing it leaves the record as it is."""
+        found: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        found |= {"config": deepcopy(dict(self.config)), "inputs": self.inputs.to_json()}
+        found["class_names"] = list(self.class_names)
+        found["vae"] = found.pop("latent")  # the entry's first name; earlier versions look for no other
         return {name: value for name, value in found.items() if value}
 
 
+UNKNOWN = Provenance()  # frozen, so that all who say nothing of their origin can share it
+
+
 def from_json(given: Mapping[str, Any]) -> Provenance:
-    """The inverse of `to_json`. Entries that other versions or programs have added are passed over.
+    """The inverse of `to_json`. Entries that others have added, or left null, are passed over.
 
     Raises:
         ValueError: if an entry has the wrong type.
     """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"info is {given!r}, not an object")
+    given = {name: value for name, value in given.items() if value is not None}
     known: dict[str, Any] = {each.name: given[each.name] for each in fields(Provenance) if each.name in given}
-    known["latent"] = bool(given.get("latent") or given.get("vae"))  # once a note of the autoencoder's scale
+    latent, vae = given.get("latent", False), given.get("vae", False)  # vae: once the autoencoder's scale
+    for name, value, kinds in (("latent", latent, bool), ("vae", vae, bool | Mapping)):
+        if not isinstance(value, kinds):
+            raise ValueError(f"info.{name} is {value!r}, neither true nor false")
+    known["latent"] = bool(latent or vae)
     names = known.get("class_names", ())
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"info.class_names is {names!r}, not a list of texts")
     known["class_names"] = tuple(names)
-    inputs, config, role = known.pop("inputs", None) or {}, known.get("config", {}), known.get("role")
+    inputs, config, role = known.pop("inputs", {}), deepcopy(known.get("config", {})), known.get("role")
     for name, value in (("inputs", inputs), ("config", config)):
         if not isinstance(value, Mapping):
             raise ValueError(f"info.{name} is {value!r}, not an object")
@@ -88,4 +102,4 @@ def from_json(given: Mapping[str, Any]) -> Provenance:
     for name, value in (*texts.items(), *prints.items()):
         if not isinstance(value, str | None):
             raise ValueError(f"info.{name} is {value!r}, not a text")
-    return Provenance(**known, inputs=Inputs(**prints))
+    return Provenance(**{**known, "config": config}, inputs=Inputs(**prints))
