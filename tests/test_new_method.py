@@ -172,3 +172,22 @@ def test_an_average_of_the_student_is_sampled_saved_and_resumed(tmp_path):
     again.finish()
     saved = momatch.load_student(tmp_path)
     assert saved.fingerprint() == again.model.fingerprint() == run.model.fingerprint()
+
+
+@pytest.mark.parametrize("name", [":X", ".a:X", "momatch.methods.base:MethodConfig", "os:path.join"])
+def test_a_name_that_leads_to_no_method_is_one_sentence(name, tmp_path, capsys):
+    assert main(["distill", "digits-8", "--method", name, "--out", str(tmp_path / "x")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_command_of_a_run_that_has_stopped_saves_the_same_student_again(tmp_path):
+    """Its stopping rule ended it before any preview, so that the checkpoint alone has its weights."""
+    rule = "--stopping.within-noise 3 --stopping.window 5 --train.log-every 1 --train.num-steps 80".split()
+    short = ["--train.batch-size", "16", "--monitor.every", "200", "--device", "cpu"]
+    command = ["distill", "digits-8", "--method", "instant", *rule, *short, "--out", str(tmp_path / "run")]
+    prints = []
+    for _ in range(2):
+        assert main(command) == 0
+        prints.append(momatch.load_student(tmp_path / "run").fingerprint())
+    assert "stop" in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert prints[0] == prints[1] != momatch.load_teacher("digits").fingerprint()

@@ -25,12 +25,16 @@ def from_json(fields: dict[str, Any], config_type: type[Config]) -> Config:
 
 def upgraded(fields: dict[str, Any]) -> dict[str, Any]:
     """A config of an earlier version in today's keys: some of them have become the method's own."""
+    if isinstance(fields.get("method"), dict):
+        return fields
     found = dict(fields)
     moved = {key: found.pop(key) for key in ("update", "teacher_term", "instant") if key in found}
     method = found.get("method", "alternating" if moved else None)
     if not isinstance(method, str):
         return found
     instant = moved.pop("instant", {})
+    if not isinstance(instant, dict):
+        raise ConfigError(f"config key 'instant' has value {instant!r}; give its settings")
     return {**found, "method": {"name": method, **(instant if method == "instant" else moved)}}
 
 

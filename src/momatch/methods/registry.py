@@ -6,6 +6,7 @@ import importlib
 import json
 import pkgutil
 from dataclasses import asdict
+from operator import attrgetter
 from typing import Any
 
 from momatch import methods
@@ -78,12 +79,15 @@ def _known() -> dict[str, type[MethodConfig]]:
 def _foreign(name: str) -> type[MethodConfig]:
     module_name, _, class_name = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
-    except ImportError as error:
+        found: Any = attrgetter(class_name)(importlib.import_module(module_name))
+    except AttributeError:
+        found = None
+    except (ImportError, ValueError, TypeError) as error:
         raise ConfigError(
             f"method is {name!r}, but {module_name} cannot be imported ({first_line(error)}); name a module "
             "on PYTHONPATH"
         ) from None
-    if not (isinstance(found, type) and issubclass(found, MethodConfig)):
+    config = isinstance(found, type) and issubclass(found, MethodConfig)
+    if found is None or not config or found.build is MethodConfig.build:
         raise ConfigError(f"method is {name!r}, which is no MethodConfig; see momatch.methods.base")
     return found

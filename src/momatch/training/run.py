@@ -32,6 +32,7 @@ from momatch.training import checkpoint
 from momatch.training.batches import Batches
 from momatch.training.loop import Record, train
 from momatch.training.monitor import Look, Monitor
+from momatch.training.optim import Optimizer
 from momatch.training.stopping import Smoothed, Stopper
 from momatch.utils.errors import ConfigError
 from momatch.utils.files import write_atomically
@@ -102,6 +103,7 @@ class Run:
                 claim(folder.path, self.config, self.inputs)
             log = _Log(folder)
             if log.stopped():
+                self._restore(folder)
                 return
             records = train(
                 self.method,
@@ -116,6 +118,13 @@ class Run:
             finally:
                 records.close()
                 log.close()
+
+    def _restore(self, folder: RunFolder | None) -> None:
+        """Take up what a run that has ended has learned, as resuming would."""
+        if folder:
+            networks = self.method.trainable
+            optimizers = {role: Optimizer(network, self.config.optim) for role, network in networks.items()}
+            checkpoint.restore(folder.checkpoints, checkpoint.State(networks, optimizers, self.method.kept))
 
     def _watch(self, records: Iterator[Record], log: _Log) -> Iterator[Event]:
         """The records with what can be seen from outside; ends early if the stopping rule says so."""
@@ -300,4 +309,12 @@ def _changed(folder: RunFolder, config: RunConfig, wanted: dict[str, Any]) -> li
             found |= to_json(config_files.from_json(found, type(config)))
             found = {key: value for key, value in found.items() if key in wanted}
     same = {"device": None}
-    return config_files.differences(found | same, wanted | same)
+    return config_files.differences(_learned_from(found) | same, _learned_from(wanted) | same)
+
+
+def _learned_from(fields: dict[str, Any]) -> dict[str, Any]:
+    """A config without what does not change what is learned."""
+    train = fields.get("train")
+    if not isinstance(train, dict):
+        return fields
+    return {**fields, "train": {k: v for k, v in train.items() if k not in ("prefetch", "checkpoint_every")}}

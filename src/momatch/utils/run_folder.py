@@ -23,6 +23,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from momatch.utils.errors import ConfigError
+from momatch.utils.files import write_atomically
 
 LOCK = ".lock"
 SECOND_MOMENTS = "second-moments.safetensors"
@@ -132,8 +133,8 @@ class RunFolder:
     def forget_from(self, step: int) -> None:
         """Drop what the log says of `step` and later: a crash took these steps back, they are done again."""
         if self.metrics.exists():
-            kept = [row for row in self.rows() if row["step"] < step]
-            self.metrics.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            text = "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] < step)
+            write_atomically(self.metrics, lambda temporary: temporary.write_text(text))
 
 
 def _row(line: str) -> Row | None:
