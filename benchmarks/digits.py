@@ -1,7 +1,7 @@
 """The digits study behind docs/numbers.md: teachers and students at all step counts, several seeds.
 
     python benchmarks/digits.py teacher --steps 8 64 256 --seeds 0 1 2
-    python benchmarks/digits.py student --recipe digits-8 --seeds 0 1 2 [--label joint --set update=joint]
+    python benchmarks/digits.py student --recipe digits-8 --seeds 0 1 2 [--label joint --set …]
     python benchmarks/digits.py summarise
     python benchmarks/digits.py merge --only student joint instant --from FILE.json … --out digits-methods
     python benchmarks/digits.py figure

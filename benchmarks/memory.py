@@ -22,6 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import momatch
+from momatch.config import AlternatingConfig
 from momatch.config.schema import DistillConfig
 from momatch.training import plan as planning
 from momatch.training.build import distillation
@@ -30,7 +31,7 @@ from momatch.training.loop import train
 RESULTS = Path(__file__).parent / "results"
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "alternating": ("digits-8", {}),
-    "joint": ("digits-8", {"update": "joint"}),
+    "joint": ("digits-8", {"method": AlternatingConfig("joint")}),
     "instant": ("digits-instant-8", {}),
 }
 BATCH_SIZES = (1, 16, 128)

@@ -14,6 +14,7 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 
+import momatch
 from momatch.config import AlternatingConfig, InstantConfig
 from momatch.config import files as config_files
 from momatch.config.recipes import RECIPES, recipe
@@ -133,9 +134,12 @@ def test_a_guided_teacher_is_matched_where_guidance_acts(data):
         (dict(stopping=StoppingConfig(patience=3)), "looks at the samples"),
         (
             dict(method="alternating", stopping=StoppingConfig(within_noise=2.0), monitor=MonitorConfig(2)),
-            "needs method=instant",
+            "method=alternating logs nothing that falls to 0",
         ),
-        (dict(method=InstantConfig(centre=True), source="rollout"), "method.centre needs source=data"),
+        (
+            dict(method=InstantConfig(centre=True), source="rollout"),
+            "method=instant, as it is set, needs source=data",
+        ),
     ],
 )
 def test_impossible_combinations_are_refused_in_a_sentence(changes, says, data):
@@ -431,3 +435,91 @@ def test_a_student_is_kept_in_range_where_its_guided_teacher_is(clip, kept, data
     assert run.model.denoiser.clip == kept
     assert {network.clip for network in run.method.trainable.values()} == {kept}
     assert teacher.denoiser.clip is None
+
+
+RULES = {
+    "patience": (StoppingConfig(patience=2, held_back=0.2), 6),
+    "smoothed loss": (StoppingConfig(within_noise=2.0, window=6, held_back=0.2), 50),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_interrupted_run_stops_where_an_unbroken_one_does(rule, data, tmp_path, monkeypatch):
+    """What a stopping rule has seen is read from the log; a preview made again after a kill counts once."""
+    from momatch.training import run as runs
+
+    class Looks(runs.Monitor):
+        def look(self, step):
+            return look(step, {6: 5.0, 12: 2.0, 18: 3.0}.get(step, 4.0)), []
+
+    monkeypatch.setattr(runs, "Monitor", Looks)
+    stopping, every = RULES[rule]
+    config = replace(
+        CONFIG,
+        method=InstantConfig(lambda_steps=0),
+        train=TrainConfig(num_steps=60, batch_size=4, log_every=1, checkpoint_every=5),
+        monitor=MonitorConfig(every=every),
+        stopping=stopping,
+    )
+    teacher = momatch.load_teacher("digits")
+    digits = momatch.load_data("digits")
+    unbroken = distillation(teacher, digits, config, tmp_path / "unbroken")
+    events = list(unbroken)
+    assert events[-1].stopped and events[-1].record.step < 60
+    folder = tmp_path / "broken"
+    for leave in (8, 14, 99):
+        broken = distillation(teacher, digits, config, folder)
+        for event in broken:
+            if event.record.step == leave:
+                break
+        newest = sorted((folder / "checkpoints").glob("step-*.safetensors"))
+        if leave < 99 and len(newest) > 1:
+            newest[-1].unlink()  # as a kill would have left it: the log is ahead of the checkpoint
+    assert event.stopped == events[-1].stopped and event.record.step == events[-1].record.step
+    assert broken.finish().fingerprint() == unbroken.finish().fingerprint()
+
+
+def test_an_error_in_a_preview_saves_no_step_that_the_log_does_not_have(data, tmp_path, monkeypatch):
+    from momatch.training import run as runs
+
+    def fails(self, step):
+        raise MemoryError("no room for a preview")
+
+    config = replace(
+        CONFIG,
+        train=TrainConfig(num_steps=6, batch_size=4, log_every=1, checkpoint_every=2),
+        monitor=MonitorConfig(every=3),
+    )
+    whole = distillation(make_teacher(), data, config)
+    monkeypatch.setattr(runs.Monitor, "look", lambda self, step: (look(step, 1.0), []))
+    list(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Monitor, "look", fails)
+        with pytest.raises(MemoryError):
+            list(distillation(make_teacher(), data, config, tmp_path))
+    names = [path.stem for path in (tmp_path / "checkpoints").iterdir()]
+    assert names == ["step-00000002"]
+    resumed = distillation(make_teacher(), data, config, tmp_path)
+    list(resumed)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "instant_loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_folder_of_somebody_s_is_refused_and_left_as_it_is(data, tmp_path):
+    (tmp_path / "photo.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty and no run"):
+        list(distillation(make_teacher(), data, replace(CONFIG, method="alternating"), tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.txt"]
+
+
+def test_names_in_place_of_models_data_and_configs_are_a_sentence(data):
+    teacher, config = make_teacher(), replace(CONFIG, method="alternating")
+    for arguments, says in (
+        (("digits", data, config), "teacher is 'digits'; give a model"),
+        ((teacher, "digits", config), "data is 'digits'; give what momatch.load_data returns"),
+        ((teacher, data, "digits-8"), "config is a str; give a DistillConfig"),
+        ((teacher, data, TeacherConfig()), "config is a TeacherConfig; give a DistillConfig"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            momatch.distill(*arguments)

@@ -191,3 +191,14 @@ def test_the_command_of_a_run_that_has_stopped_saves_the_same_student_again(tmp_
         prints.append(momatch.load_student(tmp_path / "run").fingerprint())
     assert "stop" in (tmp_path / "run" / "metrics.jsonl").read_text()
     assert prints[0] == prints[1] != momatch.load_teacher("digits").fingerprint()
+
+
+def test_a_setting_of_another_method_is_said_to_be_one(tmp_path, capsys):
+    command = ["distill", "digits-8", "--out", str(tmp_path / "x")]
+    assert main([*command, "--method", "instant", "--method.update", "joint"]) == 2
+    assert "--method.update is a setting of --method alternating, not of instant" in capsys.readouterr().err
+    assert main([*command, "--method.lambda-steps", "300"]) == 2
+    assert (
+        "--method.lambda-steps is a setting of --method instant, not of alternating"
+        in capsys.readouterr().err
+    )

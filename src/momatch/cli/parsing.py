@@ -82,9 +82,20 @@ def _with_method(config: RunConfig, arguments: list[str]) -> tuple[RunConfig, li
         if name != config.method.name:
             config = replace(config, method=registry.read(name))
     for word in rest:
+        key = _name(word).removeprefix("--method.").replace("-", "_")
+        if isinstance(config, DistillConfig) and _name(word).startswith("--method."):
+            own = type(config.method)
+            others = [n for n in registry.names() if key in _settings_of(registry.config_type(n))]
+            if key not in _settings_of(own) and others:
+                belongs = f"is a setting of --method {' and '.join(others)}"
+                raise UsageError(f"{_name(word)} {belongs}, not of {config.method.name}")
         if (now := RENAMED.get(_name(word))) is not None:
             raise UsageError(f"{_name(word)} is called {now} now")
     return config, rest
+
+
+def _settings_of(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
 
 
 def parse(

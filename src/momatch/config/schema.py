@@ -420,7 +420,7 @@ class DistillConfig:
             not stopping.within_noise or method.vanishing is not None,
             "stopping.within_noise",
             stopping.within_noise,
-            "it needs method=instant, whose loss falls to 0; use stopping.patience here",
+            f"method={method.name} logs nothing that falls to 0; use stopping.patience here",
         )
         require(
             "auxiliary" in method.learning or self.adapter.auxiliary == "adapter",
@@ -429,10 +429,10 @@ class DistillConfig:
             f"leave it out with method={method.name}",
         )
         require(
-            self.source == "data" or not getattr(method, "centre", False),
+            self.source == "data" or not method.needs_data,
             "source",
             self.source,
-            "method.centre needs source=data",
+            f"method={method.name}, as it is set, needs source=data",
         )
 
 

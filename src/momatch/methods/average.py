@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from momatch.diffusion.denoiser import Denoiser
-from momatch.methods.base import Batch, Method, Update
+from momatch.methods.base import Batch, Method, Update, Wrapper
 
 
-class Averaged(Method):
+class Averaged(Wrapper):
     """Another method, whose student's weights are averaged after every step.
 
     Args:
@@ -23,7 +22,8 @@ class Averaged(Method):
     """
 
     def __init__(self, method: Method, decay: float, role: str = "student"):
-        self.method, self.role = method, role
+        super().__init__(method)
+        self.role = role
         student = method.trainable[role]
         self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
         self.average.eval().requires_grad_(False)
@@ -48,13 +48,3 @@ class Averaged(Method):
     def kept(self) -> Mapping[str, nn.Module]:
         """The method's own, and the average."""
         return {**self.method.kept, f"average of the {self.role}": self.average}
-
-    @property
-    def trainable(self) -> Mapping[str, nn.Module]:
-        """The method's own."""
-        return self.method.trainable
-
-    @property
-    def optimizer_overrides(self) -> Mapping[str, Mapping[str, Any]]:
-        """The method's own."""
-        return self.method.optimizer_overrides

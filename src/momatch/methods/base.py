@@ -21,7 +21,16 @@ from momatch.utils.settings import settings
 if TYPE_CHECKING:
     from momatch.methods.context import Context
 
-__all__ = ["Batch", "Method", "MethodConfig", "Update", "per_sample", "sample_statistics", "saturation"]
+__all__ = [
+    "Batch",
+    "Method",
+    "MethodConfig",
+    "Update",
+    "Wrapper",
+    "per_sample",
+    "sample_statistics",
+    "saturation",
+]
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,28 @@ class Method(ABC):
         return {}
 
 
+class Wrapper(Method):
+    """A method around another one, whose declarations are its own unless it says otherwise."""
+
+    def __init__(self, method: Method):
+        self.method = method
+
+    @property
+    def trainable(self) -> Mapping[str, nn.Module]:
+        """The inner method's."""
+        return self.method.trainable
+
+    @property
+    def kept(self) -> Mapping[str, nn.Module]:
+        """The inner method's."""
+        return self.method.kept
+
+    @property
+    def optimizer_overrides(self) -> Mapping[str, Mapping[str, Any]]:
+        """The inner method's."""
+        return self.method.optimizer_overrides
+
+
 @settings("method")
 class MethodConfig:
     """The settings of an algorithm, and what others must know of it before it is built.
@@ -139,6 +170,11 @@ class MethodConfig:
     def title(self) -> str:
         """What reports call it."""
         return self.name
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it looks at the data themselves, for which rollouts of the student cannot stand in."""
+        return False
 
     @property
     def learning_at_once(self) -> int:

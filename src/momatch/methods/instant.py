@@ -202,6 +202,11 @@ class InstantConfig(MethodConfig):
     centre: bool = False
 
     @property
+    def needs_data(self) -> bool:
+        """To centre on them."""
+        return self.centre
+
+    @property
     def title(self) -> str:
         """As in the paper."""
         return "instant (Algorithm 3)"

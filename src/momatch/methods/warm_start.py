@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from torch import nn
-
-from momatch.methods.base import Batch, Method, Update
+from momatch.methods.base import Batch, Method, Update, Wrapper
 from momatch.methods.denoising import Denoising
 
 
-class WarmStart(Method):
+class WarmStart(Wrapper):
     """`denoising` trains one role for the first steps, then `method` takes over, counting from 0.
 
     Args:
@@ -22,7 +17,8 @@ class WarmStart(Method):
     """
 
     def __init__(self, denoising: Denoising, method: Method, num_steps: int, role: str = "student"):
-        self.denoising, self.method, self.num_steps, self.role = denoising, method, num_steps, role
+        super().__init__(method)
+        self.denoising, self.num_steps, self.role = denoising, num_steps, role
 
     def step(self, step: int, batch: Batch) -> Update:
         """Denoising before `num_steps`, the method's own step after."""
@@ -36,18 +32,3 @@ class WarmStart(Method):
         """The method's own, from its first step on."""
         if step >= self.num_steps:
             self.method.after_update(step - self.num_steps)
-
-    @property
-    def kept(self) -> Mapping[str, nn.Module]:
-        """The method's own."""
-        return self.method.kept
-
-    @property
-    def optimizer_overrides(self) -> Mapping[str, Mapping[str, Any]]:
-        """The method's own."""
-        return self.method.optimizer_overrides
-
-    @property
-    def trainable(self) -> Mapping[str, nn.Module]:
-        """The method's own."""
-        return self.method.trainable

@@ -83,13 +83,13 @@ class Prefetched:
         known, future = self._next or (None, None)
         batch = future.result() if future is not None and known == step else self._make(step)
         self._next = None
-        if step + 1 < self.last:
-            self._next = step + 1, self._thread.submit(self._make, step + 1)
-        if self.stream is not None:
+        if self.stream is not None:  # before the next copy is begun, which need not be waited for
             here = torch.cuda.current_stream(self.stream.device)
             here.wait_stream(self.stream)
             for tensor in (batch.x, *(batch.cond or {}).values()):
                 tensor.record_stream(here)  # or its memory could be given away while the step still reads it
+        if step + 1 < self.last:
+            self._next = step + 1, self._thread.submit(self._make, step + 1)
         return batch
 
     def _make(self, step: int) -> Batch:

@@ -6,6 +6,7 @@ student = distill(teacher, data, config, directory)     # start to end
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
@@ -40,7 +41,9 @@ from momatch.training.batches import Batches, image_batches
 from momatch.training.run import Best, Run, claim
 from momatch.utils import devices
 from momatch.utils.errors import ConfigError
+from momatch.utils.run_folder import exclusive
 from momatch.utils.seeding import derive_seed
+from momatch.utils.settings import shown
 
 
 def distillation(
@@ -52,6 +55,7 @@ def distillation(
         ConfigError: if a value is impossible, or teacher and data do not fit each other.
         UsageError: if there is no such device.
     """
+    _check_types(teacher, data, config)
     fit.check_fit(teacher, data.train)
     teacher = fit.with_null_condition(teacher.to(devices.resolve(config.device)), data.train.null_condition)
     teacher = replace(teacher, denoiser=teacher.denoiser.in_precision(config.precision))
@@ -102,6 +106,19 @@ def distillation(
     size = config.train.batch_size * config.method.minibatches
     batches = _batches(images, teacher, config.train.seed, size)
     return Run(config, method, batches, model, images, path, reference, Best(path), inputs)
+
+
+def _check_types(teacher: object, data: object, config: object) -> None:
+    """The command line takes names for these; here each is a sentence instead of an AttributeError."""
+    if not isinstance(teacher, Model):
+        raise ConfigError(f"teacher is {shown(teacher)}; give a model, as momatch.load_teacher returns it")
+    if not isinstance(data, Split):
+        raise ConfigError(f"data is {shown(data)}; give what momatch.load_data returns")
+    if not isinstance(config, DistillConfig):
+        kind = type(config).__name__
+        raise ConfigError(
+            f"config is a {kind}; give a DistillConfig, as momatch.recipe('digits-8') returns it"
+        )
 
 
 def teacher_of(config: DistillConfig) -> Model:
@@ -187,7 +204,9 @@ def _method(
     )
 
     def second_moments(steps: int) -> dict[str, Tensor]:
-        moments = _second_moments(teacher, data, config, steps, directory, inputs)
+        alone = exclusive(directory, "training in") if steps and directory else contextlib.nullcontext()
+        with alone:  # or another process could take this estimate for its own
+            moments = _second_moments(teacher, data, config, steps, directory, inputs)
         # The guided denoiser names the same parameters otherwise.
         name_of = {id(p): name for name, p in teacher.denoiser.unwrapped.named_parameters()}
         return {name: moments[name_of[id(p)]] for name, p in guided.named_parameters()}

@@ -76,6 +76,11 @@ def paths(directory: Path) -> list[Path]:
     return sorted(directory.glob("step-*.safetensors"))
 
 
+def newest_step(directory: Path) -> int:
+    """The step of the newest checkpoint in `directory`; 0 without any."""
+    return max((int(path.stem.removeprefix("step-")) for path in paths(directory)), default=0)
+
+
 def restore(directory: Path, state: State) -> Progress:
     """Load the newest checkpoint into `state`, in place; without any, start afresh.
 

@@ -72,10 +72,8 @@ def train(
         NonFiniteLossError: before a non-finite gradient could touch any weight.
         CheckpointError: if the newest checkpoint cannot be used.
     """
-    networks, overrides = method.trainable, method.optimizer_overrides
-    settings = {role: replace(optim, **overrides.get(role, {})) for role in networks}
-    optimizers = {role: Optimizer(network, settings[role]) for role, network in networks.items()}
-    state = checkpoint.State(networks, optimizers, method.kept)
+    state = state_of(method, optim)
+    networks, optimizers = state.networks, state.optimizers
     progress = checkpoint.restore(directory, state) if directory else checkpoint.Progress()
     uses_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for n in networks.values() for m in n.modules())
     saved = progress.step
@@ -96,7 +94,7 @@ def train(
                 optimizers[role].zero_grad()
                 loss.backward()
                 norms[role] = optimizers[role].clip()
-                rates[role] = learning_rate_schedule(settings[role], step, config.num_steps)
+                rates[role] = learning_rate_schedule(optimizers[role].config, step, config.num_steps)
                 if not norms[role] < float("inf"):
                     raise NonFiniteLossError(_non_finite(role, step, loss, directory))
             for role, rate in rates.items():
@@ -122,6 +120,16 @@ def train(
     finally:
         if isinstance(batches, Prefetched):
             batches.close()
+
+
+def state_of(method: Method, optim: OptimConfig) -> checkpoint.State:
+    """All that a method learns and keeps, with an optimizer for each role, before its first step."""
+    overrides = method.optimizer_overrides
+    optimizers = {
+        role: Optimizer(network, replace(optim, **overrides.get(role, {})))
+        for role, network in method.trainable.items()
+    }
+    return checkpoint.State(method.trainable, optimizers, method.kept)
 
 
 def _non_finite(role: str, step: int, loss: torch.Tensor, directory: Path | None) -> str:

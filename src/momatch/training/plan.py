@@ -17,9 +17,7 @@ from momatch.config.schema import DistillConfig, RunConfig, TeacherConfig
 from momatch.data.emoji import TOKENS
 from momatch.data.images import Split
 from momatch.data.rows import held_bytes
-from momatch.methods.average import Averaged
-from momatch.methods.base import Method
-from momatch.methods.warm_start import WarmStart
+from momatch.methods.base import Method, Wrapper
 from momatch.models.model import Model
 from momatch.networks import registry
 from momatch.networks.lora import AdaptedNetwork
@@ -222,8 +220,8 @@ def _workspace(memory: StepMemory, costs: list[NetworkCost]) -> int:
 
 
 def _main_part(method: Method) -> Method:
-    """Without a warm start, which is the lesser part: one network learns, and nothing else is held."""
-    while isinstance(method, WarmStart | Averaged):
+    """Without a warm start, which is the lesser part, or an average, which is counted as a network."""
+    while isinstance(method, Wrapper):
         method = method.method
     return method
 

@@ -30,9 +30,8 @@ from momatch.models.model import Model
 from momatch.models.provenance import Inputs
 from momatch.training import checkpoint
 from momatch.training.batches import Batches
-from momatch.training.loop import Record, train
+from momatch.training.loop import Record, state_of, train
 from momatch.training.monitor import Look, Monitor
-from momatch.training.optim import Optimizer
 from momatch.training.stopping import Smoothed, Stopper
 from momatch.utils.errors import ConfigError
 from momatch.utils.files import write_atomically
@@ -98,6 +97,8 @@ class Run:
             CheckpointError, NonFiniteLossError, OSError: see `momatch.training`.
         """
         folder = RunFolder(self.directory) if self.directory else None
+        if folder:
+            _check_is_free(folder)  # before a lock is put into a folder of somebody's
         with exclusive(folder.path, "training in") if folder else contextlib.nullcontext():
             if folder:
                 claim(folder.path, self.config, self.inputs)
@@ -115,6 +116,12 @@ class Run:
             )
             try:
                 yield from self._watch(records, log)
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                with contextlib.suppress(BaseException):
+                    records.throw(error)  # not close(), which would save a step that the log does not have
+                raise
             finally:
                 records.close()
                 log.close()
@@ -122,9 +129,7 @@ class Run:
     def _restore(self, folder: RunFolder | None) -> None:
         """Take up what a run that has ended has learned, as resuming would."""
         if folder:
-            networks = self.method.trainable
-            optimizers = {role: Optimizer(network, self.config.optim) for role, network in networks.items()}
-            checkpoint.restore(folder.checkpoints, checkpoint.State(networks, optimizers, self.method.kept))
+            checkpoint.restore(folder.checkpoints, state_of(self.method, self.config.optim))
 
     def _watch(self, records: Iterator[Record], log: _Log) -> Iterator[Event]:
         """The records with what can be seen from outside; ends early if the stopping rule says so."""
@@ -141,10 +146,10 @@ class Run:
         )
         vanishing = self.config.method.vanishing or ""
         stopper, smoothed = Stopper(rule, vanishing), Smoothed(vanishing, rule.window)
-        stopper.best = self.best.frechet
         for record in records:
             if not log.started:
                 monitor.best = log.best_before(record.step)
+                log.replay(record.step, smoothed, stopper)
             record.metrics.update(smoothed.update(record.metrics))
             look, alarms = None, monitor.check(record.metrics)
             if settings.every and record.step % settings.every == 0:
@@ -191,16 +196,15 @@ class Best:
 
     def __init__(self, directory: Path | None):
         self.path = RunFolder(directory).best if directory else None
-        self.frechet, self.weights = float("inf"), {}
+        self.weights = {}
         if self.path and self.path.is_file():
             self.weights = checkpoint.load_tensors(self.path)
-            self.frechet = float(self.weights.pop(FRECHET_KEY))
+            self.weights.pop(FRECHET_KEY)
 
     def keep(self, model: Model, look: Look) -> None:
         """Remember the model's weights as those of this look."""
         state = model.denoiser.network.state_dict()
         self.weights = {key: value.detach().clone() for key, value in state.items()}
-        self.frechet = look.frechet
         if self.path:
             frechet = torch.tensor(look.frechet, dtype=torch.float64)
             checkpoint.save_tensors(self.path, {FRECHET_KEY: frechet, **self.weights})
@@ -244,14 +248,29 @@ class _Log:
             self.folder.append([_row(self.last)])
 
     def stopped(self) -> bool:
-        """Whether the stopping rule has ended this run already."""
-        return self.folder is not None and any(row.get("event") == "stop" for row in self.folder.rows())
+        """Whether the stopping rule has ended this run already, and the step at which it did is saved."""
+        if self.folder is None:
+            return False
+        ends = [row["step"] for row in self.folder.rows() if row.get("event") == "stop"]
+        return bool(ends) and checkpoint.newest_step(self.folder.checkpoints) >= ends[-1]
 
     def best_before(self, step: int) -> float:
         """The best cheap Fréchet distance that the log holds from before `step`."""
         rows = self.folder.rows() if self.folder else []
         looks = [row["frechet"] for row in rows if row.get("event") == "look" and row["step"] < step]
         return min(looks, default=float("inf"))
+
+    def replay(self, step: int, smoothed: Smoothed, stopper: Stopper) -> None:
+        """Let a stopping rule see again what it saw before `step`, where this process takes the run up."""
+        for row in self.folder.rows() if self.folder else []:
+            if row["step"] >= step:
+                continue
+            if row.get("event") == "look":
+                stopper.see(row["frechet"])
+                stopper.reason({})
+            elif "event" not in row:
+                smoothed.update(row)
+                stopper.reason(row)
 
 
 def _row(record: Record) -> Row:
@@ -276,10 +295,7 @@ def claim(directory: Path, config: RunConfig, inputs: Inputs | None = None) -> N
         if not changed:
             return
         folder.second_moments.unlink(missing_ok=True)  # of a run that failed before its first step
-    elif not folder.is_empty:
-        raise ConfigError(
-            f"{directory} is not empty and no run's folder (no config.json); choose another --out"
-        )
+    _check_is_free(folder)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         text = json.dumps(wanted, indent=2) + "\n"
@@ -288,6 +304,14 @@ def claim(directory: Path, config: RunConfig, inputs: Inputs | None = None) -> N
         raise ConfigError(
             f"cannot write into {directory}: {error.strerror or error}; choose another --out"
         ) from None
+
+
+def _check_is_free(folder: RunFolder) -> None:
+    """Refuse a folder that holds something else than a run."""
+    if not folder.exists and not folder.is_empty:
+        raise ConfigError(
+            f"{folder.path} is not empty and no run's folder (no config.json); choose another --out"
+        )
 
 
 def _changed(folder: RunFolder, config: RunConfig, wanted: dict[str, Any]) -> list[str]:

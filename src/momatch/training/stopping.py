@@ -55,8 +55,12 @@ class Stopper:
 
     def see_look(self, look: Look) -> bool:
         """Whether this look is the best so far."""
-        if look.frechet < self.best:
-            self.best, self.looks_without_better = look.frechet, 0
+        return self.see(look.frechet)
+
+    def see(self, frechet: float) -> bool:
+        """Whether this Fréchet distance is the best so far."""
+        if frechet < self.best:
+            self.best, self.looks_without_better = frechet, 0
             return True
         self.looks_without_better += 1
         return False
