@@ -467,7 +467,7 @@ def test_an_interrupted_run_stops_where_an_unbroken_one_does(rule, data, tmp_pat
     events = list(unbroken)
     assert events[-1].stopped and events[-1].record.step < 60
     folder = tmp_path / "broken"
-    for leave in (8, 14, 99):
+    for leave in (8, 14, 20, 99):
         broken = distillation(teacher, digits, config, folder)
         for event in broken:
             if event.record.step == leave:

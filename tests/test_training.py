@@ -27,7 +27,7 @@ from momatch.networks.registry import build
 from momatch.training import checkpoint
 from momatch.training.batches import image_batches
 from momatch.training.checkpoint import CheckpointError
-from momatch.training.loop import NonFiniteLossError, train
+from momatch.training.loop import NonFiniteLossError, state_of, train
 from momatch.training.optim import Optimizer, learning_rate_schedule
 from momatch.utils.seeding import derive_seed, generator
 
@@ -324,3 +324,28 @@ def test_an_error_in_the_thread_that_reads_is_raised_by_the_step_that_needs_the_
         for record in train(matching(), batches, TrainConfig(num_steps=9), OptimConfig(), prefetch=True):
             steps.append(record.step)
     assert steps == [1, 2, 3]
+
+
+def test_a_checkpoint_is_written_only_when_its_record_has_been_taken(tmp_path):
+    """Whoever keeps the log has then written the row: no checkpoint covers a step that the log lacks."""
+    config = TrainConfig(num_steps=4, batch_size=16, checkpoint_every=2)
+    records = train(matching(), image_batches(DATA, None, 16, seed=7), config, OptimConfig(), tmp_path)
+    there = [[path.stem for path in tmp_path.iterdir()] for _ in records]
+    assert there[1] == [] and there[2] == ["step-00000002"]
+    assert checkpoint.newest_step(tmp_path) == 4
+
+
+def test_a_method_may_set_the_optimizer_of_a_role(tmp_path):
+    method = matching()
+    kind = type("Other", (type(method),), {"optimizer_overrides": {"auxiliary": {"beta1": 0.5}}})
+    method.__class__ = kind
+    optimizers = state_of(method, OptimConfig()).optimizers
+    assert (optimizers["auxiliary"].config.beta1, optimizers["student"].config.beta1) == (0.5, 0.0)
+    assert optimizers["auxiliary"].adam.param_groups[0]["betas"] == (0.5, 0.99)
+
+
+def test_a_batch_knows_its_rows_and_so_do_its_halves():
+    batch = image_batches(DATA, None, 16, seed=7)(3)
+    assert torch.equal(DATA[batch.rows], batch.x)
+    for half in batch.halves():
+        assert len(half.rows) == 8 and torch.equal(DATA[half.rows], half.x)
