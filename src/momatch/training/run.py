@@ -37,6 +37,7 @@ from momatch.utils.errors import ConfigError
 from momatch.utils.files import write_atomically
 from momatch.utils.run_folder import SECOND_MOMENTS, Row, RunFolder, exclusive
 
+SAME_NUMBERS = ("prefetch", "checkpoint_every", "compile")  # settings of train that change no number
 FRECHET_KEY = "frechet of the look"  # beside the weights in best.safetensors
 
 
@@ -341,4 +342,4 @@ def _learned_from(fields: dict[str, Any]) -> dict[str, Any]:
     train = fields.get("train")
     if not isinstance(train, dict):
         return fields
-    return {**fields, "train": {k: v for k, v in train.items() if k not in ("prefetch", "checkpoint_every")}}
+    return {**fields, "train": {k: v for k, v in train.items() if k not in SAME_NUMBERS}}
