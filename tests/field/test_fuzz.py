@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_files import png
 
-from momatch.data.collections import Collection, Folder, ImageFolder
+from momatch.data.collections import Collection, ImageFolder
+from momatch.data.samples import Folder
 from momatch.data.image_io import DataError, read_picture
 from momatch.data.sources import open_collection
 
@@ -92,7 +93,7 @@ NAMES = st.sampled_from(
     ["cat", "dog", "0", "10", "9", "train", "val", "test", ".git", "__MACOSX", "é", "a b"]
 )
 STEMS = st.sampled_from(["0", "1", "2", "a.b", ".hidden", "._0", "é", "metadata"])
-ENDINGS = st.sampled_from([".png", ".PNG", ".jpg", ".tif", ".txt", ".caption", ".json", ".md", "", ".csv"])
+ENDINGS = st.sampled_from([".png", ".PNG", ".jpg", ".tif", ".heic", ".txt", ".cls", ".caption", ".json", ".md", "", ".csv"])
 FILES = st.tuples(st.lists(NAMES, max_size=3), STEMS, ENDINGS)
 LINKS = st.tuples(
     st.lists(NAMES, max_size=2), STEMS, st.sampled_from(["above", "outside", "nothing", "file"])
@@ -111,7 +112,7 @@ def build(root: Path, files, links, metadata) -> None:
         path = root.joinpath(*folders, stem + ending)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(PNG if ending.lower() in (".png", ".jpg") else b"text")
+            path.write_bytes(PNG if ending.lower() in (".png", ".jpg", ".tif") else b"text")
         except OSError:
             continue
     targets = {"above": root, "outside": outside, "nothing": root / "gone", "file": outside / "linked.png"}

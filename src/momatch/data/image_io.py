@@ -16,7 +16,7 @@ from momatch.utils.errors import UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}  # chunks that decide what a PNG shows
 POINTER = b"version https://git-lfs"
@@ -65,7 +65,7 @@ def read_picture(
         pixels = f"{int(found[0]) / 1e6:,.0f} million" if found else "too many"
         raise DataError(
             f"{name} has {pixels} pixels, more than are read unasked; scale it down, or allow as many by "
-            "momatch prepare --max-megapixels (in Python Reading(max_megapixels=…))"
+            "--max-megapixels (in Python Reading(max_megapixels=…))"
         ) from None
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them raise
         if is_pointer(source):

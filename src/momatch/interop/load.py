@@ -106,6 +106,7 @@ def teacher_of_student(student: Model) -> Model:
         student.provenance.teacher,
         null_label if null_label >= 0 else None,
         int(config.get("teacher_size", 0)) or None,
+        config.get("scheduler") or None,
     )
 
 

@@ -128,7 +128,7 @@ def teacher_of(config: DistillConfig) -> Model:
         UsageError: if there is none, or something about it has to be told.
     """
     null_label = config.null_label if config.null_label >= 0 else None
-    return load_teacher(config.teacher, null_label, config.teacher_size or None)
+    return load_teacher(config.teacher, null_label, config.teacher_size or None, config.scheduler or None)
 
 
 def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:

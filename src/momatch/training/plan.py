@@ -283,7 +283,7 @@ def _build(
     if data is None:
         from momatch.data.sources import load_data
 
-        data = load_data(config.data, config.image_size)
+        data = load_data(config.data, config.image_size, config.reading)
     if isinstance(config, DistillConfig):
         teacher = teacher or teacher_of(config)
         run = distillation(teacher, data, config, None)
