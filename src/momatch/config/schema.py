@@ -26,7 +26,8 @@ from momatch.methods.base import MethodConfig
 from momatch.methods.denoising import DenoisingConfig
 from momatch.methods.transition import Posterior, Source
 from momatch.methods.weighting import TimeDensity, Weighting
-from momatch.models.model import MAX_SEED, MAX_STUDENT_STEPS, Model
+from momatch.models.model import Model
+from momatch.models.request import MAX_SEED, MAX_STUDENT_STEPS
 from momatch.networks import registry
 from momatch.networks.configs import UNetConfig, UViTConfig
 from momatch.utils.devices import AUTO

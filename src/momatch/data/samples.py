@@ -60,6 +60,7 @@ class Samples(Collection):
 
     samples: Sequence[Sample]
     reading: Reading
+    notes: list[str]
     _caption: str | None = None
 
     def __len__(self) -> int:
@@ -147,7 +148,7 @@ class Samples(Collection):
         lacking = next((i for i, number in enumerate(labels.numbers) if number is None), None)
         if lacking is not None:
             without = len(rows) - len(kept)
-            self.notes = [*self.notes, f"not read: {without:,} without a label, such as {rows[lacking][0]}"]
+            self.notes += [f"not read: {without:,} without a label, such as {rows[lacking][0]}"]
         self.samples = [self.samples[i] for i in kept]
         self.labels = [number for number in labels.numbers if number is not None]
         self.class_names = labels.names

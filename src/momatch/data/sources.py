@@ -26,6 +26,7 @@ from momatch.data.samples import Folder
 from momatch.data.tars import TARS, Tars, expand
 from momatch.data.zips import ZipTree
 from momatch.utils.errors import Notice
+from momatch.utils.files import as_path
 from momatch.utils.settings import shown
 
 __all__ = ["DataError", "load_data", "open_collection"]
@@ -83,12 +84,11 @@ def load_data(source: str | Path, image_size: int = 0, reading: Reading = USUAL)
 
 def _checked(source: object, image_size: object, reading: object) -> str:
     """The source's name; the command line gives these types, Python may give any."""
-    if not isinstance(source, str | Path) or not str(source):
-        raise DataError(f"data is {shown(source)}; give 'digits', 'emoji', or the path of your pictures")
+    as_path(source, "data")
     if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 0:
         raise DataError(f"image_size is {shown(image_size)}; give the side in pixels, or 0")
     if not isinstance(reading, Reading):
-        raise DataError(f"reading is {shown(reading)}; give momatch.data.reading.Reading(…)")
+        raise DataError(f"reading is {shown(reading)}; give momatch.config.Reading(…)")
     return str(source)
 
 

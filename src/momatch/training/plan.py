@@ -303,4 +303,4 @@ def _look_units(config: RunConfig) -> float:
     steps = (
         config.steps if isinstance(config, DistillConfig) else min(config.sampling_steps, TEACHER_LOOK_STEPS)
     )
-    return config.train.num_steps // config.monitor.every * config.monitor.num_samples * steps
+    return math.ceil(config.train.num_steps / config.monitor.every) * config.monitor.num_samples * steps
