@@ -284,7 +284,11 @@ def test_labels_that_no_picture_has_are_said(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("data.rar", "nor a .tar or .zip$"), ("metadata.jsonl", "; give its folder"), ("a.npy", "nor a .tar or .zip$")],
+    [
+        ("data.rar", "nor a .tar or .zip$"),
+        ("metadata.jsonl", "; give its folder"),
+        ("a.npy", "nor a .tar or .zip$"),
+    ],
 )
 def test_a_file_of_another_kind_says_what_to_do(tmp_path, name, says):
     with pytest.raises(DataError, match=says):

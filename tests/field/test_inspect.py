@@ -41,6 +41,24 @@ def test_a_folder_is_described_and_shown(tmp_path, capsys):
     )
 
 
+def test_nothing_is_written_unasked(tmp_path, capsys, monkeypatch):
+    put(tmp_path / "data", {f"{i}.png": i for i in range(100)})
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = said(capsys, "data")
+    assert (
+        code == 0
+        and out.splitlines()[-1] == "Nothing was written; --sheet FILE.png draws some of the pictures"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_sheet_of_many_damaged_files_draws_the_others(tmp_path, capsys):
+    put(tmp_path / "data", {f"{i}.png": b"x" if i % 2 == 0 else 7 for i in range(10)})
+    code, out, _ = said(capsys, tmp_path / "data", "--num", 3, "--sheet", tmp_path / "s.png")
+    assert code == 0 and out.splitlines()[0].endswith("5 pictures and 5 files that cannot be read")
+    assert np.asarray(Image.open(tmp_path / "s.png"))[34, 34 :: 64 + 2, 0].tolist() == [7, 7, 7]
+
+
 def test_captions_and_labels_of_a_larger_set(tmp_path, capsys):
     files = {f"{i}.png": i for i in range(3)} | {f"{i}.txt": b"a" * i for i in range(3)}
     files |= {f"{i}.cls": str(i * 400).encode() for i in range(3)}

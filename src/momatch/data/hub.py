@@ -27,7 +27,7 @@ class Hub(Collection):
     """
 
     def __init__(self, source: str, reading: Reading = USUAL):
-        self.source = source
+        self.source, self.empty_captions = source, reading.empty_captions
         name, _, split = source.removeprefix(PREFIX).partition(":")
         self.name = name.rstrip("/").rpartition("/")[2]
         dataset = _load(source, name, split or "train")
@@ -61,7 +61,10 @@ class Hub(Collection):
             if isinstance(error, DataError):
                 raise
             raise DataError(f"cannot read {name} ({error}); filter it out of the data set") from None
-        caption = as_caption(row[self.caption], name) if self.caption else None
+        caption = None
+        if self.caption:
+            value = row[self.caption]
+            caption = "" if value is None and self.empty_captions else as_caption(value, name)
         return Item(pixels, caption, None if self.labels is None else self.labels[i], name)
 
     def identity(self) -> str:

@@ -188,6 +188,8 @@ class Folder(Samples):
         for file in tree.having(f".{kind}" for kind in RECORDS):
             kinds = beside.setdefault(file.with_suffix(""), {})
             kinds.setdefault(file.suffix[1:].lower(), file)
+            if "caption" in kinds:
+                kinds.pop("txt", None)  # one caption is enough
         self.samples = [
             Sample(
                 file.stem,

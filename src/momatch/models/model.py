@@ -198,7 +198,7 @@ class Model:
         try:
             for first in range(0, n, CHUNK):
                 count = min(CHUNK, n - first)
-                generator = torch.Generator(device).manual_seed(seed * 1_000_003 + first // CHUNK)
+                generator = torch.Generator(device).manual_seed(int(seed) * 1_000_003 + first // CHUNK)
                 noise = torch.randn((CHUNK, *self.sample_shape), generator=generator, device=device)[:count]
                 chunk_cond = (
                     {k: v[first : first + count].to(device) for k, v in cond.items()} if cond else None
