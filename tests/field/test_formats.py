@@ -220,7 +220,7 @@ def test_a_member_that_unpacks_to_more_than_it_says_is_refused(tmp_path):
         (lambda data: b"x", "cannot read .*d.zip as a zip"),
         (
             lambda data: data.replace(b"PK\x01\x02\x14\x03\x14\0\0", b"PK\x01\x02\x14\x03\x14\0\x01"),
-            "is encrypted",
+            "is encrypted; unpack the archive",
         ),
         (lambda data: data.replace(b"IDAT", b"XXXX"), "cannot unpack .*0.png"),
     ],

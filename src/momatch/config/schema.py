@@ -287,7 +287,7 @@ class MonitorConfig:
     """What is looked at while a run goes on.
 
     Attributes:
-        every: steps between looks; 0 never looks.
+        every: steps between looks; a run's last step has one too. 0 never looks.
         num_samples: samples for the cheap Fréchet distance (biased upwards, so compare it only with itself).
     """
 

@@ -50,7 +50,7 @@ def check_request(
             f"steps must be 1 to {MAX_STUDENT_STEPS} for a student, got {steps}; "
             f"this one was trained for {model.steps}"
         )
-    if not isinstance(eta, Real) or not 0 <= eta <= 1:
+    if not isinstance(eta, Real) or not 0 <= float(eta) <= 1:
         raise UsageError(f"eta is {shown(eta)}; give a number from 0 (DDIM) to 1 (ancestral)")
     _check_cond(model, n, cond)
 
