@@ -41,6 +41,7 @@ from momatch.training.batches import Batches, image_batches
 from momatch.training.run import Best, Run, claim
 from momatch.utils import devices
 from momatch.utils.errors import ConfigError
+from momatch.utils.files import as_path
 from momatch.utils.run_folder import exclusive
 from momatch.utils.seeding import derive_seed
 from momatch.utils.settings import shown
@@ -128,7 +129,7 @@ def teacher_of(config: DistillConfig) -> Model:
         UsageError: if there is none, or something about it has to be told.
     """
     null_label = config.null_label if config.null_label >= 0 else None
-    return load_teacher(config.teacher, null_label, config.teacher_size or None)
+    return load_teacher(config.teacher, null_label, config.teacher_size or None, config.scheduler or None)
 
 
 def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:
@@ -370,7 +371,7 @@ def _encoders(images: ImageSet, teacher: Model | None = None) -> tuple[str | Non
 
 
 def _path(directory: str | Path | None) -> Path | None:
-    return None if directory is None else Path(directory)
+    return None if directory is None else as_path(directory, "the run's folder")
 
 
 def _batches(images: ImageSet, model: Model, seed: int, size: int) -> Batches:

@@ -294,7 +294,7 @@ def _build(
     if data is None:
         from momatch.data.sources import load_data
 
-        data = load_data(config.data, config.image_size)
+        data = load_data(config.data, config.image_size, config.reading)
     if isinstance(config, DistillConfig):
         teacher = teacher or teacher_of(config)
         run = distillation(teacher, data, config, None)
@@ -314,4 +314,4 @@ def _look_units(config: RunConfig) -> float:
     steps = (
         config.steps if isinstance(config, DistillConfig) else min(config.sampling_steps, TEACHER_LOOK_STEPS)
     )
-    return config.train.num_steps // config.monitor.every * config.monitor.num_samples * steps
+    return math.ceil(config.train.num_steps / config.monitor.every) * config.monitor.num_samples * steps
