@@ -307,8 +307,8 @@ class TeacherConfig:
     """Training a teacher by denoising.
 
     Attributes:
-        data: "digits", "emoji", a folder or .npz of pictures, a folder that momatch prepare wrote, and what
-            else docs/data.md names.
+        data: "digits", "emoji", "fashion-mnist", a folder or .npz of pictures, a folder that momatch prepare
+            wrote, and what else docs/data.md names.
         image_size: pictures of a folder are cut to their central square and reduced to this side; 0 takes
             them as they are.
         network: the network's shape; image_channels and num_classes follow the data.
@@ -355,8 +355,8 @@ class DistillConfig:
             a diffusers pipeline's folder or name on the hub; package.module:function, which returns a Model.
         null_label: the label that means "no class" to a diffusers UNet2DModel; -1 if it knows none.
         teacher_size: side of what a diffusers teacher makes, where its files do not say; 0 means as they say.
-        data: "digits", "emoji", a folder or .npz of pictures, a folder that momatch prepare wrote, and what
-            else docs/data.md names.
+        data: "digits", "emoji", "fashion-mnist", a folder or .npz of pictures, a folder that momatch prepare
+            wrote, and what else docs/data.md names.
         image_size: as in training a teacher.
         steps: k, network calls of the student, 1 to 16.
         method: the algorithm and its own settings: `AlternatingConfig` (Algorithm 2), `InstantConfig`
