@@ -429,6 +429,12 @@ class DistillConfig:
             f"leave it out with method={method.name}",
         )
         require(
+            self.posterior == "conditional" or method.draws_posterior,
+            "posterior",
+            self.posterior,
+            f"leave it out with method={method.name}, which draws no z_s from a posterior",
+        )
+        require(
             self.source == "data" or not method.needs_data,
             "source",
             self.source,
