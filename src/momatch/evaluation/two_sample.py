@@ -75,4 +75,5 @@ def classifier_two_sample_test(
     with torch.no_grad():
         told = torch.cat([network(part).argmax(1) for part in test.split(500)])
     accuracy = float((told == labels).double().mean())
-    return TwoSampleTest(accuracy, (accuracy * (1 - accuracy) / (2 * n)) ** 0.5, 2 * n)
+    share = (accuracy * 2 * n + 2) / (2 * n + 4)  # Agresti & Coull 1998: no error of 0 where none is mistaken
+    return TwoSampleTest(accuracy, (share * (1 - share) / (2 * n + 4)) ** 0.5, 2 * n)
