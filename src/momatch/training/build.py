@@ -103,6 +103,7 @@ def distillation(
         teacher.num_classes,
         origin,
         cond_shapes=teacher.cond_shapes,
+        sampler=config.method.sampler,
     )
     size = config.train.batch_size * config.method.minibatches
     batches = _batches(images, teacher, config.train.seed, size)
