@@ -6,6 +6,7 @@ Bounds stand at the fields, so that a config is checked the moment it is made; s
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 from dataclasses import asdict, field
@@ -64,6 +65,12 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints.
         prefetch: read the next minibatch in a thread while a step runs, where rows come from files; data in
             memory need none. The numbers are the same without.
+        keep: checkpoints that stay, the newest ones.
+        noise_slices: generators that a minibatch's noise comes from, each for a slice of its rows, so that
+            one of several processes draws only what it needs. The numbers depend on it, not on the number of
+            processes; 1 is a single generator, from which every process draws the whole minibatch's noise.
+        extended_at: steps at which the run had ended before it was made longer; the learning rate rose anew
+            after each. Set by --extend.
     """
 
     num_steps: Count = 3000
@@ -72,6 +79,25 @@ class TrainConfig:
     log_every: Count = 50
     checkpoint_every: Count = 500
     prefetch: bool = True
+    keep: Count = 2
+    noise_slices: Count = 1
+    extended_at: Annotated[tuple[int, ...], Strict(False)] = ()
+
+    def __post_init__(self) -> None:
+        """The minibatch can be cut, and an extended run goes on after its former ends."""
+        require(
+            self.batch_size % self.noise_slices == 0,
+            "train.noise_slices",
+            self.noise_slices,
+            f"it must divide train.batch_size, which is {self.batch_size}",
+        )
+        ends = (0, *self.extended_at, self.num_steps)
+        require(
+            all(a < b for a, b in itertools.pairwise(ends)),
+            "train.extended_at",
+            self.extended_at,
+            f"it must rise, and end below train.num_steps, which is {self.num_steps}",
+        )
 
 
 @settings("optim")

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from momatch.diffusion.denoiser import Denoiser
-from momatch.methods.base import Batch, Method, MethodConfig, Update, per_sample, sample_statistics
+from momatch.methods.base import (
+    Average,
+    Batch,
+    Method,
+    MethodConfig,
+    Metric,
+    Update,
+    alone,
+    per_sample,
+    sample_statistics,
+)
 from momatch.methods.context import Context
 from momatch.methods.denoising import Denoising
 from momatch.methods.jvp import Product, choose_product, forward_product
@@ -43,6 +53,7 @@ class Instant(Method):
         product: how (∂g_θ/∂θ) ν is computed; see `momatch.methods.jvp`.
         centre: subtract the gradient that the teacher gets from real data, which a teacher that has not
             converged still has. The student is then matched to the data where the teacher is wrong.
+        average: of the teacher's gradient over all processes: ν is that of the whole minibatch A.
     """
 
     def __init__(
@@ -54,6 +65,7 @@ class Instant(Method):
         weighting: Weighting | None = None,
         product: Product = forward_product,
         centre: bool = False,
+        average: Average = alone,
     ):
         self.teacher = teacher.eval().requires_grad_(False)
         self.student = student
@@ -62,6 +74,7 @@ class Instant(Method):
         self.weighting = weighting or flat()
         self.product = product
         self.centre = centre
+        self.average = average
         # The teacher's parameters as leaves that can be differentiated; they share its memory.
         self.theta = {
             name: parameter.detach().requires_grad_()
@@ -78,6 +91,7 @@ class Instant(Method):
         if self.centre:
             data_gradient = self.teacher_gradient(self._real(a), a)
             gradient = {name: g - data_gradient[name] for name, g in gradient.items()}
+        self.average(gradient.values())
         nu = {name: -self.preconditioner[name] * g for name, g in gradient.items()}
 
         # minimise over η   E_B[ w(s) x̃ᵀ stop_grad{ (∂g_θ(z_s)/∂θ) ν } ]
@@ -87,7 +101,7 @@ class Instant(Method):
         w = per_sample(self.weighting(draw.logsnr_s, x_sample, x_teacher), x_sample)
         loss = (w * change * draw.x_tilde).mean()
 
-        def metrics() -> dict[str, Tensor]:
+        def metrics() -> dict[str, Metric]:
             # E_B w (x̃ − g_θ)ᵀ(Jν): the same gradient in x̃, and mean ½ E[G]ᵀΛE[G] ≥ 0.
             value = (w * change * (x_sample - x_teacher)).mean()
             if self.centre:
@@ -148,7 +162,7 @@ def adam_preconditioner(second_moments: Mapping[str, Tensor], eps: float) -> dic
 
 
 def estimate_second_moments(
-    teacher: Denoising, batches: Callable[[int], Batch], steps: int
+    teacher: Denoising, batches: Callable[[int], Batch], steps: int, average: Average = alone
 ) -> dict[str, Tensor]:
     """v̂ of a teacher whose optimizer state is lost: the mean square of its loss's gradient over minibatches.
 
@@ -156,6 +170,7 @@ def estimate_second_moments(
         teacher: the teacher's training loss; its denoiser is left as it is.
         batches: step → minibatch of real data.
         steps: how many minibatches; some hundreds.
+        average: of gradients over the processes that share each minibatch.
     """
     network = copy.deepcopy(teacher.denoiser).requires_grad_(True)
     loss = Denoising(
@@ -166,6 +181,7 @@ def estimate_second_moments(
     for step in range(steps):
         value = loss.step(step, batches(step)).losses["teacher"]
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        average(gradient for gradient in gradients if gradient is not None)
         for sum_of_squares, gradient in zip(total, gradients, strict=True):
             if gradient is not None:
                 sum_of_squares.addcmul_(gradient, gradient)
@@ -224,5 +240,13 @@ class InstantConfig(MethodConfig):
         probe = context.minibatch(2)
         logsnr = context.schedule(torch.full((len(probe.x),), 0.5))
         _, product = choose_product(self.product, context.teacher, probe.x, logsnr, probe.cond)
-        networks = context.teacher, context.student
-        return Instant(*networks, context.transition, scale, context.weighting, product, self.centre)
+        return Instant(
+            context.teacher,
+            context.student,
+            context.transition,
+            scale,
+            context.weighting,
+            product,
+            self.centre,
+            context.average,
+        )

@@ -6,7 +6,6 @@ student = distill(teacher, data, config, directory)     # start to end
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from momatch.config.schema import AdapterConfig, DistillConfig, TeacherConfig, to_json
+from momatch.config.schema import AdapterConfig, DistillConfig, TeacherConfig, TrainConfig, to_json
 from momatch.data.emoji import MASK, TOKENS
 from momatch.data.images import ImageSet, Split, stratified_split
 from momatch.data.rows import Rows
@@ -36,12 +35,11 @@ from momatch.models.provenance import Inputs, Provenance
 from momatch.networks import registry
 from momatch.networks.configs import UViTConfig
 from momatch.networks.lora import AdaptedNetwork, share
-from momatch.training import checkpoint
+from momatch.training import checkpoint, distributed
 from momatch.training.batches import Batches, image_batches
-from momatch.training.run import Best, Run, claim
+from momatch.training.run import Best, Run, alone_in, claim
 from momatch.utils import devices
 from momatch.utils.errors import ConfigError
-from momatch.utils.run_folder import exclusive
 from momatch.utils.seeding import derive_seed
 from momatch.utils.settings import shown
 
@@ -103,8 +101,7 @@ def distillation(
         origin,
         cond_shapes=teacher.cond_shapes,
     )
-    size = config.train.batch_size * config.method.minibatches
-    batches = _batches(images, teacher, config.train.seed, size)
+    batches = _shared_batches(images, teacher, config.train, config.method.minibatches)
     return Run(config, method, batches, model, images, path, reference, Best(path), inputs)
 
 
@@ -204,8 +201,7 @@ def _method(
     )
 
     def second_moments(steps: int) -> dict[str, Tensor]:
-        alone = exclusive(directory, "training in") if steps and directory else contextlib.nullcontext()
-        with alone:  # or another process could take this estimate for its own
+        with alone_in(directory if steps else None):  # or another run could take this estimate for its own
             moments = _second_moments(teacher, data, config, steps, directory, inputs)
         # The guided denoiser names the same parameters otherwise.
         name_of = {id(p): name for name, p in teacher.denoiser.unwrapped.named_parameters()}
@@ -219,6 +215,7 @@ def _method(
         auxiliary=lambda: _auxiliary(teacher, config),
         second_moments=second_moments,
         minibatch=lambda size: _batches(data, teacher, config.train.seed, size)(0),
+        average=distributed.average,
     )
     return config.method.build(context)
 
@@ -241,8 +238,11 @@ def _second_moments(
 
     On the teacher's device.
     """
-    if steps and directory:
+    own = directory / SECOND_MOMENTS if directory else None
+    estimated = False
+    if steps and directory and own:
         claim(directory, config, inputs)  # first, since it drops an estimate that belongs to another run
+        estimated = distributed.on_main(own.is_file)
     if not steps:
         moments = teacher.second_moments()
         if moments is None:
@@ -250,15 +250,13 @@ def _second_moments(
                 "this teacher comes without second-moments.safetensors, and method.lambda_steps is 0; "
                 "set method.lambda_steps to 300, to estimate them on the data"
             )
-    elif directory and (directory / SECOND_MOMENTS).is_file():
-        moments = checkpoint.load_tensors(directory / SECOND_MOMENTS)
+    elif own and estimated:
+        moments = distributed.tensors_on_main(lambda: checkpoint.load_tensors(own))
     else:
-        size = config.train.batch_size * config.method.minibatches
-        batches = _batches(data, teacher, config.train.seed, size)
-        moments = estimate_second_moments(
-            _denoising(teacher.denoiser.unwrapped, teacher.schedule), batches, steps
-        )
-        if directory:
+        batches = _shared_batches(data, teacher, config.train, config.method.minibatches)
+        loss = _denoising(teacher.denoiser.unwrapped, teacher.schedule)
+        moments = estimate_second_moments(loss, batches, steps, distributed.average)
+        if directory and distributed.is_main():
             checkpoint.save_tensors(directory / SECOND_MOMENTS, moments)
     wanted = {name: p.shape for name, p in teacher.denoiser.unwrapped.named_parameters()}
     if {name: v.shape for name, v in moments.items()} != wanted:
@@ -330,7 +328,7 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         origin,
         cond_shapes=shapes,
     )
-    batches = _batches(images, model, config.train.seed, config.train.batch_size)
+    batches = _shared_batches(images, model, config.train)
     path = _path(directory)
     return Run(config, method, batches, model, images, path, images, Best(None), inputs)
 
@@ -373,7 +371,15 @@ def _path(directory: str | Path | None) -> Path | None:
     return None if directory is None else Path(directory)
 
 
-def _batches(images: ImageSet, model: Model, seed: int, size: int) -> Batches:
+def _batches(images: ImageSet, model: Model, seed: int, size: int, **sharing: int) -> Batches:
     labels = images.labels if model.num_classes else None
     conditions = {name: images.conditions[name] for name in model.cond_shapes}
-    return image_batches(images.images, labels, size, seed, conditions, model.device)
+    return image_batches(images.images, labels, size, seed, conditions, model.device, **sharing)
+
+
+def _shared_batches(images: ImageSet, model: Model, train: TrainConfig, minibatches: int = 1) -> Batches:
+    """This process' part of the run's batches, of so many minibatches each."""
+    distributed.check_batch(train.batch_size)
+    parts = {"part": distributed.rank(), "parts": distributed.size()}
+    sharing = {"noise_slices": train.noise_slices, "minibatches": minibatches, **parts}
+    return _batches(images, model, train.seed, train.batch_size * minibatches, **sharing)

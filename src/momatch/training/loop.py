@@ -19,7 +19,7 @@ from torch import nn
 
 from momatch.config.schema import OptimConfig, TrainConfig
 from momatch.methods.base import Method
-from momatch.training import checkpoint
+from momatch.training import checkpoint, distributed
 from momatch.training.batches import Batches, Prefetched
 from momatch.training.optim import Optimizer, learning_rate_schedule
 from momatch.utils.errors import RunError
@@ -76,6 +76,7 @@ def train(
     networks, optimizers = state.networks, state.optimizers
     progress = checkpoint.restore(directory, state) if directory else checkpoint.Progress()
     uses_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for n in networks.values() for m in n.modules())
+    other_rank = (distributed.rank(),) if distributed.rank() else ()
     saved = progress.step
     for network in networks.values():
         network.train()
@@ -85,25 +86,26 @@ def train(
         batches = Prefetched(batches, config.num_steps, device)
     try:
         for step in range(progress.step, config.num_steps):
-            if uses_dropout:  # nn.Dropout takes no generator
-                torch.manual_seed(derive_seed(config.seed, "dropout", step))
+            if uses_dropout:  # nn.Dropout takes no generator; what is dropped differs between processes
+                torch.manual_seed(derive_seed(config.seed, "dropout", step, *other_rank))
             batch = batches(step)
             update = method.step(step, batch)
             norms, rates = {}, {}
             for role, loss in update.losses.items():
                 optimizers[role].zero_grad()
                 loss.backward()
+                distributed.average(optimizers[role].gradients)
                 norms[role] = optimizers[role].clip()
-                rates[role] = learning_rate_schedule(optimizers[role].config, step, config.num_steps)
+                rates[role] = learning_rate_schedule(optimizers[role].config, step, config)
                 if not norms[role] < float("inf"):
                     raise NonFiniteLossError(_non_finite(role, step, loss, directory))
             for role, rate in rates.items():
                 optimizers[role].step(rate)
             method.after_update(step)
-            progress = checkpoint.Progress(step + 1, progress.images_seen + len(batch.x))
+            progress = checkpoint.Progress(step + 1, progress.images_seen + len(batch.x) * distributed.size())
             metrics = {}
             if progress.step % config.log_every == 0 or progress.step == config.num_steps:
-                metrics = {name: float(value) for name, value in update.metrics().items()}
+                metrics = distributed.numbers_of(update.metrics())
                 metrics |= {f"gradient_norm_{role}": norm for role, norm in norms.items()}
                 metrics["learning_rate"] = max(rates.values())
             # First the record, then the checkpoint: what a checkpoint covers has been logged by then.
@@ -111,11 +113,11 @@ def train(
             if directory and (
                 progress.step % config.checkpoint_every == 0 or progress.step == config.num_steps
             ):
-                checkpoint.save(directory, progress, state)
+                checkpoint.save(directory, progress, state, config.keep)
                 saved = progress.step
     except GeneratorExit:
         if directory and saved != progress.step:
-            checkpoint.save(directory, progress, state)
+            checkpoint.save(directory, progress, state, config.keep)
         raise
     finally:
         if isinstance(batches, Prefetched):

@@ -7,14 +7,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from momatch.config.schema import OptimConfig
+from momatch.config.schema import OptimConfig, TrainConfig
 
 
-def learning_rate_schedule(config: OptimConfig, step: int, num_steps: int) -> float:
-    """Rate at `step` (0-based) of `num_steps`: linear up to the peak, then linear down to 0.
+def learning_rate_schedule(config: OptimConfig, step: int, train: TrainConfig) -> float:
+    """Rate at `step` (0-based) of the run: linear up to the peak, then linear down to 0 at its end.
 
-    The warm-up takes no more than half of the run.
+    The warm-up takes no more than half of the run. A run that was made longer does so anew after each of its
+    former ends.
     """
+    begin = max((end for end in train.extended_at if end <= step), default=0)
+    end = min((end for end in train.extended_at if end > step), default=train.num_steps)
+    step, num_steps = step - begin, end - begin
     warmup = max(min(config.warmup_steps, num_steps // 2), 1)
     rise = (step + 1) / warmup
     fall = (num_steps - step) / max(num_steps - warmup, 1)
@@ -51,6 +55,11 @@ class Optimizer:
         for name, parameter in self.parameters.items():
             weights[name].copy_(parameter.detach())
             parameter.data, parameter.grad = weights[name], gradients[name]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """All that `backward` fills, as few tensors as there are."""
+        return [self.gradient]
 
     def zero_grad(self) -> None:
         """Zero all gradients, in place."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from momatch.config import files as config_files
 from momatch.config.schema import DistillConfig, RunConfig, StoppingConfig, to_json
@@ -28,7 +29,7 @@ from momatch.interop.lora_files import merged, save_adapter
 from momatch.methods.base import Method
 from momatch.models.model import Model
 from momatch.models.provenance import Inputs
-from momatch.training import checkpoint
+from momatch.training import checkpoint, distributed
 from momatch.training.batches import Batches
 from momatch.training.loop import Record, state_of, train
 from momatch.training.monitor import Look, Monitor
@@ -37,6 +38,7 @@ from momatch.utils.errors import ConfigError
 from momatch.utils.files import write_atomically
 from momatch.utils.run_folder import SECOND_MOMENTS, Row, RunFolder, exclusive
 
+UNLEARNED = "prefetch", "checkpoint_every", "keep"  # settings of train that change nothing in the weights
 FRECHET_KEY = "frechet of the look"  # beside the weights in best.safetensors
 
 
@@ -97,13 +99,13 @@ class Run:
             CheckpointError, NonFiniteLossError, OSError: see `momatch.training`.
         """
         folder = RunFolder(self.directory) if self.directory else None
-        if folder:
-            _check_is_free(folder)  # before a lock is put into a folder of somebody's
-        with exclusive(folder.path, "training in") if folder else contextlib.nullcontext():
+        if folder:  # before a lock is put into a folder of somebody's
+            distributed.on_main(lambda: _check_is_free(folder))
+        with alone_in(self.directory):
             if folder:
                 claim(folder.path, self.config, self.inputs)
-            log = _Log(folder)
-            if log.stopped():
+            log = _Log(folder if distributed.is_main() else None)
+            if distributed.on_main(log.stopped):
                 self._restore(folder)
                 return
             records = train(
@@ -136,11 +138,11 @@ class Run:
         settings, rule = self.config.monitor, self._stopping
         decoder = decoder_of(self.model) if settings.every else None
         monitor = Monitor(
-            self.model,
+            distributed.split(self.model),
             self.reference,
             feature_extractor(self.data, decoder),
             settings.num_samples,
-            self.directory,
+            self.directory if distributed.is_main() else None,
             self.config.train.seed,
             decoder,
         )
@@ -155,9 +157,11 @@ class Run:
             if settings.every and record.step % settings.every == 0:
                 look, worse = monitor.look(record.step)
                 alarms += worse
-                if stopper.see_look(look) and rule.active:
+                if rule.active and distributed.on_main(lambda look=look: stopper.see_look(look)):
                     self.best.keep(self.model, look)
-            reason = stopper.reason(record.metrics)
+            reason = None
+            if rule.active and (look or record.metrics):  # what differs in the last bit must not divide us
+                reason = distributed.on_main(lambda record=record: stopper.reason(record.metrics))
             event = Event(record, look, alarms, reason)
             log.write(event, monitor)
             yield event
@@ -180,32 +184,35 @@ class Run:
         model = merged(self.model)
         model.denoiser.precision = "float32"  # that of training alone
         if self.directory:
-            folder, distilled = RunFolder(self.directory), isinstance(self.config, DistillConfig)
-            home = folder.model("student" if distilled else "teacher")
-            model.save(home)
-            save_adapter(self.model, home / "lora")
-            if not distilled:
-                beta2 = self.config.optim.beta2
-                moments = checkpoint.second_moments(folder.checkpoints, "teacher", beta2)
-                checkpoint.save_tensors(home / SECOND_MOMENTS, moments)
+            folder = RunFolder(self.directory)
+            distributed.on_main(lambda: self._save(model, folder))
         return model
+
+    def _save(self, model: Model, folder: RunFolder) -> None:
+        distilled = isinstance(self.config, DistillConfig)
+        home = folder.model("student" if distilled else "teacher")
+        model.save(home)
+        save_adapter(self.model, home / "lora")
+        if not distilled:
+            moments = checkpoint.second_moments(folder.checkpoints, "teacher", self.config.optim.beta2)
+            checkpoint.save_tensors(home / SECOND_MOMENTS, moments)
 
 
 class Best:
     """The weights that made the best look so far, in memory, and as best.safetensors in the run's folder."""
 
     def __init__(self, directory: Path | None):
-        self.path = RunFolder(directory).best if directory else None
-        self.weights = {}
-        if self.path and self.path.is_file():
-            self.weights = checkpoint.load_tensors(self.path)
+        path = self.path = RunFolder(directory).best if directory else None
+        self.weights: dict[str, Tensor] = {}
+        if path and distributed.on_main(path.is_file):
+            self.weights = distributed.tensors_on_main(lambda: checkpoint.load_tensors(path))
             self.weights.pop(FRECHET_KEY)
 
     def keep(self, model: Model, look: Look) -> None:
         """Remember the model's weights as those of this look."""
         state = model.denoiser.network.state_dict()
         self.weights = {key: value.detach().clone() for key, value in state.items()}
-        if self.path:
+        if self.path and distributed.is_main():
             frechet = torch.tensor(look.frechet, dtype=torch.float64)
             checkpoint.save_tensors(self.path, {FRECHET_KEY: frechet, **self.weights})
 
@@ -277,20 +284,39 @@ def _row(record: Record) -> Row:
     return dict(step=record.step, images_seen=record.images_seen, seconds=record.seconds)
 
 
+@contextlib.contextmanager
+def alone_in(directory: Path | None) -> Iterator[None]:
+    """Inside, no other run works in `directory`; the main process holds its lock, for all.
+
+    Raises:
+        ConfigError: if another run does, or the folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        if directory:
+            distributed.on_main(lambda: stack.enter_context(exclusive(directory, "training in")))
+        yield
+
+
 def claim(directory: Path, config: RunConfig, inputs: Inputs | None = None) -> None:
     """Make `directory` the run folder of this config and these inputs; a folder that is so already is fine.
 
     Raises:
         ConfigError: if it belongs to a run of another config, or cannot be written.
+        RunError: if processes that train together were given different configs or inputs.
     """
-    folder, wanted = RunFolder(directory), {**to_json(config), "inputs": (inputs or Inputs()).to_json()}
+    wanted = {**to_json(config), "inputs": (inputs or Inputs()).to_json()}
+    distributed.check_same("settings, teacher and data", json.dumps(wanted))
+    distributed.on_main(lambda: _claim(directory, config, wanted))
+
+
+def _claim(directory: Path, config: RunConfig, wanted: dict[str, Any]) -> None:
+    folder = RunFolder(directory)
     if folder.exists:
         changed = _changed(folder, config, wanted)
         if changed and folder.begun:
             raise ConfigError(
                 f"{directory} holds a run of another config ({'; '.join(changed[:3])}); "
-                "choose another --out, or delete that folder (a run cannot be extended: its learning rate "
-                "falls to 0 at its last step)"
+                "choose another --out, or delete that folder (to raise train.num_steps alone, add --extend)"
             )
         if not changed:
             return
@@ -341,4 +367,4 @@ def _learned_from(fields: dict[str, Any]) -> dict[str, Any]:
     train = fields.get("train")
     if not isinstance(train, dict):
         return fields
-    return {**fields, "train": {k: v for k, v in train.items() if k not in ("prefetch", "checkpoint_every")}}
+    return {**fields, "train": {k: v for k, v in train.items() if k not in UNLEARNED}}

@@ -1,0 +1,116 @@
+"""One run on 1, 2 and 4 processes is the same run: data, noise, losses, weights, previews, log."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from several import in_processes
+
+from momatch.config import AlternatingConfig, InstantConfig
+from momatch.config.schema import (
+    DistillConfig,
+    EmaConfig,
+    MonitorConfig,
+    OptimConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+from momatch.networks.configs import UNetConfig
+from momatch.training.build import distillation, teacher_training
+from tiny_models import make_teacher, random_pictures
+
+TRAIN = TrainConfig(num_steps=6, batch_size=8, log_every=1, checkpoint_every=2)
+MONITOR = MonitorConfig(every=3, num_samples=100)
+CONFIG = DistillConfig(steps=4, train=TRAIN, monitor=MONITOR, optim=OptimConfig(learning_rate=1e-3))
+UNET = UNetConfig(channels=(8, 16), attention_levels=(1,), embedding_dim=16)
+INSTANT = InstantConfig(product="difference", lambda_steps=4)
+RUNS = {
+    "alternating": replace(CONFIG, ema=EmaConfig(0.9)),
+    "joint": replace(CONFIG, method=AlternatingConfig("joint")),
+    "instant": replace(CONFIG, method=INSTANT),
+    "centred after a warm start": replace(CONFIG, method=replace(INSTANT, centre=True), warm_start_steps=2),
+    "rollouts": replace(CONFIG, source="rollout", train=replace(TRAIN, noise_slices=4)),
+    "teacher": TeacherConfig(network=UNET, train=TRAIN, monitor=MONITOR),
+}
+
+
+def trained(config: DistillConfig | TeacherConfig, folder: Path, stop_after: int = 0) -> dict:
+    """Train; returns the numbers of every step that this process did, and its weights."""
+    if isinstance(config, DistillConfig):
+        run = distillation(make_teacher(), random_pictures(), config, folder)
+    else:
+        run = teacher_training(random_pictures(), config, folder)
+    events, numbers = run.events(), {}
+    for event in events:
+        numbers[event.record.step] = dict(event.record.metrics, images=event.record.images_seen)
+        if event.look:
+            numbers[event.record.step]["frechet"] = event.look.frechet
+        if event.record.step == stop_after:
+            events.close()
+            break
+    else:
+        run.finish()
+    samples = run.model.sample(16, steps=4, seed=1)
+    return {"numbers": numbers, "samples": samples, "weights": run.model.denoiser.network.state_dict()}
+
+
+def check_numbers(found: list[dict], wanted: dict) -> None:
+    """All processes log the numbers of one, to 1e-5, and have the same weights, to the last bit."""
+    for each in found:
+        for step, numbers in each["numbers"].items():
+            assert numbers == pytest.approx(wanted["numbers"][step], rel=1e-5, abs=1e-5), step
+        assert all(torch.equal(value, found[0]["weights"][name]) for name, value in each["weights"].items())
+
+
+def check_model(found: dict, wanted: dict) -> None:
+    """The same samples and weights, to 1e-5.
+
+    Biases are left out: of those before a group norm, and of attention's keys, nothing in the output depends
+    on. Their gradients are rounding errors, which Adam (ε = 1e-12) makes steps of the full learning rate.
+    """
+    torch.testing.assert_close(found["samples"], wanted["samples"], rtol=0, atol=1e-5)
+    for name, value in found["weights"].items():
+        if not name.endswith("bias"):
+            torch.testing.assert_close(value, wanted["weights"][name], rtol=0, atol=1e-5)
+
+
+def log_of(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """The quick case: Algorithm 2 with an average, a run that goes on with another number of processes."""
+    config = RUNS["alternating"]
+    (wanted,) = in_processes(1, tmp_path / "1", lambda: trained(config, tmp_path / "one"))
+    two = in_processes(2, tmp_path / "2", lambda: trained(config, tmp_path / "two", stop_after=4))
+    check_numbers(two, wanted)
+    (last,) = in_processes(1, tmp_path / "3", lambda: trained(config, tmp_path / "two"))
+    assert sorted(last["numbers"]) == [5, 6]
+    check_numbers([last], wanted)
+    check_model(last, wanted)
+    one, other = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    other = [row for row in other if row.get("event") != "start" or row["step"] == 1]
+    assert [row.keys() for row in one] == [row.keys() for row in other]
+    for row, of_two in zip(one, other, strict=True):
+        assert row == pytest.approx(of_two, rel=1e-5, abs=1e-5)
+    assert not list((tmp_path / "two").rglob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_four_processes_train_as_one_over_fifty_steps(name, tmp_path):
+    config = replace(
+        RUNS[name], train=replace(RUNS[name].train, num_steps=50), monitor=MonitorConfig(25, 100)
+    )
+    (wanted,) = in_processes(1, tmp_path / "1", lambda: trained(config, tmp_path / "one"))
+    for count in (2, 4):
+        found = in_processes(
+            count, tmp_path / str(count), lambda n=count: trained(config, tmp_path / f"of {n}")
+        )
+        check_numbers(found, wanted)
+        check_model(found[0], wanted)
