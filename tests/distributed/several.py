@@ -18,7 +18,7 @@ torch.optim.Adam([torch.zeros(1)])  # imports torch._dynamo, for seconds: here o
 
 
 def in_processes(count: int, folder: Path, function: Callable[[], Any]) -> list[Any]:
-    """What `function` returns in each of `count` processes: tensors, numbers, lists and dictionaries of them."""
+    """What `function` returns in each of `count` processes: tensors, numbers, collections of them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
