@@ -17,12 +17,16 @@ from momatch.training import distributed
 torch.optim.Adam([torch.zeros(1)])  # imports torch._dynamo, for seconds: here once, not in every process
 
 
-def in_processes(count: int, folder: Path, function: Callable[[], Any]) -> list[Any]:
+def in_processes(
+    count: int, folder: Path, function: Callable[[], Any], per_machine: int | None = None
+) -> list[Any]:
     """What `function` returns in each of `count` processes: tensors, numbers, collections of them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    os.environ["LOCAL_WORLD_SIZE"] = str(per_machine or count)
     children = [start(rank, count, port, folder, function) for rank in range(count)]
+    del os.environ["LOCAL_WORLD_SIZE"]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     wrong = [i for i, code in enumerate(codes) if code]
     assert not wrong, "\n".join((folder / f"{i}.txt").read_text() for i in wrong)

@@ -19,7 +19,9 @@ from momatch.config.schema import (
     TeacherConfig,
     TrainConfig,
 )
+from momatch.interop.load import load_any
 from momatch.networks.configs import UNetConfig
+from momatch.training import sharding
 from momatch.training.build import distillation, teacher_training
 from tiny_models import make_teacher, random_pictures
 
@@ -54,8 +56,9 @@ def trained(config: DistillConfig | TeacherConfig, folder: Path, stop_after: int
             break
     else:
         run.finish()
+    weights = {k: sharding.whole(v) for k, v in run.model.denoiser.network.state_dict().items()}
     samples = run.model.sample(16, steps=4, seed=1)
-    return {"numbers": numbers, "samples": samples, "weights": run.model.denoiser.network.state_dict()}
+    return {"numbers": numbers, "samples": samples, "weights": weights}
 
 
 def check_numbers(found: list[dict], wanted: dict) -> None:
@@ -108,6 +111,25 @@ def test_two_processes_train_as_one(tmp_path):
             same = value if isinstance(value, str) else pytest.approx(value, rel=1e-5, abs=1e-5)
             assert of_two[name] == same, name
     assert not list((tmp_path / "two").rglob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alternating", "joint", "instant", "teacher"])
+def test_networks_cut_over_processes_train_as_whole_ones(name, tmp_path):
+    """FSDP2 on 2 processes, the same run on 4 of two machines (hybrid sharding), and on one to its end."""
+    config = replace(RUNS[name], train=replace(TRAIN, num_steps=8), parallel="fsdp")
+    (wanted,) = in_processes(1, tmp_path / "1", lambda: trained(config, tmp_path / "one"))
+    check_numbers(in_processes(2, tmp_path / "2", lambda: trained(config, tmp_path / "cut", 2)), wanted)
+    check_numbers(in_processes(4, tmp_path / "3", lambda: trained(config, tmp_path / "cut", 5), 2), wanted)
+    (last,) = in_processes(1, tmp_path / "4", lambda: trained(config, tmp_path / "cut"))
+    check_numbers([last], wanted)
+    found = in_processes(2, tmp_path / "5", lambda: trained(config, tmp_path / "two"))
+    check_numbers(found, wanted)
+    if name != "teacher":
+        check_model(last, wanted)
+        check_model(found[0], wanted)
+    saved = [load_any(tmp_path / folder).sample(16, steps=4, seed=1) for folder in ("one", "two")]
+    torch.testing.assert_close(*saved, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

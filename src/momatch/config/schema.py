@@ -38,6 +38,7 @@ AtLeast0 = Annotated[int, Field(ge=0), Remedy("it must not be negative")]
 Positive = Annotated[float, Field(gt=0), Remedy("it must be above 0 and finite")]
 NotNegative = Annotated[float, Field(ge=0), Remedy("it must not be negative, and finite")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Parallel = Literal["auto", "ddp", "fsdp"]
 Device = Annotated[str, Remedy('give its name, such as "cuda:0"', of_types=True)]
 ImageSize = Annotated[int, Field(ge=0), Remedy("it must be 0 (as they are) or more")]
 
@@ -347,6 +348,8 @@ class TeacherConfig:
         optim: optimizer.
         monitor: looks at the samples.
         device: where to train: "cpu", "cuda", "cuda:1"; "auto" is a GPU if there is one.
+        parallel: of several processes (torchrun): "ddp" gives each all weights, "fsdp" cuts them over the
+            processes; "auto" cuts what does not fit a GPU. One process ignores it.
         precision: of the networks' arithmetic: "bfloat16" is quicker on most GPUs. Weights, the optimizer and
             everything around the networks stay float32.
     """
@@ -369,6 +372,7 @@ class TeacherConfig:
     )
     monitor: MonitorConfig = field(default_factory=lambda: MonitorConfig(every=1000))
     device: Device = AUTO
+    parallel: Parallel = "auto"
     precision: Precision = "float32"
 
 
@@ -403,6 +407,7 @@ class DistillConfig:
         optim: optimizer, the same for student and auxiliary.
         monitor: looks at the samples.
         device: where to train: "cpu", "cuda", "cuda:1"; "auto" is a GPU if there is one.
+        parallel: of several processes; as in training a teacher.
         precision: of the networks' arithmetic, the teacher's too; as in training a teacher.
     """
 
@@ -429,6 +434,7 @@ class DistillConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     device: Device = AUTO
+    parallel: Parallel = "auto"
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:

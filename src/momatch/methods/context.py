@@ -29,6 +29,8 @@ class Context:
         minibatch: size → the first minibatch of that size, to try things on.
         average: makes tensors, in place, their means over all processes, where several share each minibatch.
             Gradients of `Update.losses` are averaged by the training loop; this is for what else is a mean.
+        sharded: whether the networks will be cut over processes once the algorithm is built (FSDP2): they can
+            then be called, and differentiated backwards, but not taken apart.
     """
 
     teacher: Denoiser
@@ -39,6 +41,7 @@ class Context:
     second_moments: Callable[[int], dict[str, Tensor]]
     minibatch: Callable[[int], Batch]
     average: Average = alone
+    sharded: bool = False
 
     @property
     def schedule(self) -> NoiseSchedule:

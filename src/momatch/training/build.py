@@ -35,7 +35,7 @@ from momatch.models.provenance import Inputs, Provenance
 from momatch.networks import registry
 from momatch.networks.configs import UViTConfig
 from momatch.networks.lora import AdaptedNetwork, share
-from momatch.training import checkpoint, distributed
+from momatch.training import checkpoint, distributed, sharding
 from momatch.training.batches import Batches, image_batches
 from momatch.training.run import Best, Run, alone_in, claim
 from momatch.utils import devices
@@ -72,7 +72,9 @@ def distillation(
             )
     schedule = config.schedule.build(teacher.schedule, config.steps)
     student, network = _student(teacher, config)
-    method = _method(teacher, student, schedule, images, config, path, inputs)
+    learning = len(config.method.learning) + bool(config.ema.decay)
+    sharded = sharding.wanted(config, teacher.denoiser, learning)
+    method = _method(teacher, student, schedule, images, config, path, inputs, sharded)
     if config.warm_start_steps:
         method = WarmStart(_denoising(student, schedule), method, config.warm_start_steps)
     shown = student
@@ -91,6 +93,8 @@ def distillation(
         latent=teacher.provenance.latent,
         class_names=tuple(data.train.class_names),
     )
+    if sharded:
+        sharding.shard(method, teacher.denoiser)
     model = Student(
         shown,
         network,
@@ -188,6 +192,7 @@ def _method(
     config: DistillConfig,
     directory: Path | None,
     inputs: Inputs,
+    sharded: bool,
 ) -> Method:
     """The algorithm that the config names, on these networks and data."""
     guided = config.guidance.apply(teacher.denoiser)
@@ -216,6 +221,7 @@ def _method(
         second_moments=second_moments,
         minibatch=lambda size: _batches(data, teacher, config.train.seed, size)(0),
         average=distributed.average,
+        sharded=sharded,
     )
     return config.method.build(context)
 
@@ -306,6 +312,8 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         config.weighting.build_density(schedule),
         config.cond_dropout,
     )
+    if sharding.wanted(config, denoiser, 1):
+        sharding.shard(method)
     inputs = Inputs(data=images.fingerprint())
     pipeline, text_encoder = _encoders(images)
     origin = Provenance(

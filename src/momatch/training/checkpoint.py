@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from momatch.training import distributed
-from momatch.training.optim import Optimizer
+from momatch.training import distributed, sharding
+from momatch.training.optim import RoleOptimizer
 from momatch.utils.errors import Notice, UsageError
 from momatch.utils.files import fingerprint, write_atomically
 
@@ -50,7 +50,7 @@ class State:
     """
 
     networks: Mapping[str, nn.Module]
-    optimizers: Mapping[str, Optimizer]
+    optimizers: Mapping[str, RoleOptimizer]
     kept: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
@@ -128,10 +128,10 @@ def restore(directory: Path, state: State) -> Progress:
     if not all(bool(tensors[key].isfinite().all()) for key in wanted):
         raise CheckpointError(f"checkpoint {path} holds values that are not finite; {remedy}")
     for role, network in state.networks.items():
-        network.load_state_dict(_part(tensors, f"{role}."))
+        sharding.load(network, _part(tensors, f"{role}."))
         state.optimizers[role].load_state(_part(tensors, f"optimizer.{role}."))
     for name, module in state.kept.items():
-        module.load_state_dict(_part(tensors, f"kept.{name}."))
+        sharding.load(module, _part(tensors, f"kept.{name}."))
     return progress
 
 
@@ -208,14 +208,19 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def _tensors(role: str, network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+def _tensors(role: str, network: nn.Module, optimizer: RoleOptimizer) -> dict[str, Tensor]:
     state = {f"optimizer.{role}.{key}": value for key, value in optimizer.state().items()}
     return _copies(state | network.state_dict(prefix=f"{role}."))
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies, since safetensors refuses tensors that share memory."""
-    return {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+    """Copies, since safetensors refuses tensors that share memory; for the main process, which writes."""
+    found = {}
+    for key, value in tensors.items():
+        gathered = sharding.whole(value)  # which needs all processes
+        if distributed.is_main():
+            found[key] = gathered.clone(memory_format=torch.contiguous_format)
+    return found
 
 
 def _moment_shapes(role: str, network: nn.Module) -> dict[str, torch.Size]:

@@ -21,7 +21,7 @@ from momatch.config.schema import OptimConfig, TrainConfig
 from momatch.methods.base import Method
 from momatch.training import checkpoint, distributed
 from momatch.training.batches import Batches, Prefetched
-from momatch.training.optim import Optimizer, learning_rate_schedule
+from momatch.training.optim import learning_rate_schedule, optimizer_of
 from momatch.utils.errors import RunError
 from momatch.utils.seeding import derive_seed
 
@@ -128,7 +128,7 @@ def state_of(method: Method, optim: OptimConfig) -> checkpoint.State:
     """All that a method learns and keeps, with an optimizer for each role, before its first step."""
     overrides = method.optimizer_overrides
     optimizers = {
-        role: Optimizer(network, replace(optim, **overrides.get(role, {})))
+        role: optimizer_of(network, replace(optim, **overrides.get(role, {})))
         for role, network in method.trainable.items()
     }
     return checkpoint.State(method.trainable, optimizers, method.kept)

@@ -29,7 +29,7 @@ from momatch.interop.lora_files import merged, save_adapter
 from momatch.methods.base import Method
 from momatch.models.model import Model
 from momatch.models.provenance import Inputs
-from momatch.training import checkpoint, distributed
+from momatch.training import checkpoint, distributed, sharding
 from momatch.training.batches import Batches
 from momatch.training.loop import Record, state_of, train
 from momatch.training.monitor import Look, Monitor
@@ -181,7 +181,7 @@ class Run:
         """
         if self._stopping.active:
             self.best.restore(self.model)
-        model = merged(self.model)
+        model = merged(sharding.gathered(self.model))
         model.denoiser.precision = "float32"  # that of training alone
         if self.directory:
             folder = RunFolder(self.directory)
@@ -211,7 +211,7 @@ class Best:
     def keep(self, model: Model, look: Look) -> None:
         """Remember the model's weights as those of this look."""
         state = model.denoiser.network.state_dict()
-        self.weights = {key: value.detach().clone() for key, value in state.items()}
+        self.weights = {key: sharding.whole(value.detach()).clone() for key, value in state.items()}
         if self.path and distributed.is_main():
             frechet = torch.tensor(look.frechet, dtype=torch.float64)
             checkpoint.save_tensors(self.path, {FRECHET_KEY: frechet, **self.weights})
@@ -219,7 +219,7 @@ class Best:
     def restore(self, model: Model) -> None:
         """Put the best weights back into the model; nothing happens if there was no look."""
         if self.weights:
-            model.denoiser.network.load_state_dict(self.weights)
+            sharding.load(model.denoiser.network, self.weights)
 
 
 class _Log:
@@ -358,7 +358,7 @@ def _changed(folder: RunFolder, config: RunConfig, wanted: dict[str, Any]) -> li
         if found.get("kind") == wanted["kind"]:
             found |= to_json(config_files.from_json(found, type(config)))
             found = {key: value for key, value in found.items() if key in wanted}
-    same = {"device": None}
+    same = {"device": None, "parallel": None}
     return config_files.differences(_learned_from(found) | same, _learned_from(wanted) | same)
 
 
