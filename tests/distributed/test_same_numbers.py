@@ -56,9 +56,10 @@ def trained(config: DistillConfig | TeacherConfig, folder: Path, stop_after: int
             break
     else:
         run.finish()
+    held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in run.model.denoiser.parameters())
     weights = {k: sharding.whole(v) for k, v in run.model.denoiser.network.state_dict().items()}
     samples = run.model.sample(16, steps=4, seed=1)
-    return {"numbers": numbers, "samples": samples, "weights": weights}
+    return {"numbers": numbers, "samples": samples, "weights": weights, "held": held}
 
 
 def check_numbers(found: list[dict], wanted: dict) -> None:
@@ -117,6 +118,8 @@ def test_two_processes_train_as_one(tmp_path):
 @pytest.mark.parametrize("name", ["alternating", "joint", "instant", "teacher"])
 def test_networks_cut_over_processes_train_as_whole_ones(name, tmp_path):
     """FSDP2 on 2 processes, the same run on 4 of two machines (hybrid sharding), and on one to its end."""
+    import torch.distributed.fsdp  # noqa: F401 (for seconds: here once, not in every process)
+
     config = replace(RUNS[name], train=replace(TRAIN, num_steps=8), parallel="fsdp")
     (wanted,) = in_processes(1, tmp_path / "1", lambda: trained(config, tmp_path / "one"))
     check_numbers(in_processes(2, tmp_path / "2", lambda: trained(config, tmp_path / "cut", 2)), wanted)
@@ -125,6 +128,7 @@ def test_networks_cut_over_processes_train_as_whole_ones(name, tmp_path):
     check_numbers([last], wanted)
     found = in_processes(2, tmp_path / "5", lambda: trained(config, tmp_path / "two"))
     check_numbers(found, wanted)
+    assert 0.45 * last["held"] < found[0]["held"] < 0.6 * last["held"]
     if name != "teacher":
         check_model(last, wanted)
         check_model(found[0], wanted)

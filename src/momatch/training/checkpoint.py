@@ -162,7 +162,9 @@ def _newest_whole(directory: Path) -> list[_File]:
             )
         return [file]
     if damage:
-        raise CheckpointError(f"{'; '.join(damage)}; delete {directory} to start again")
+        raise CheckpointError(
+            f"{'; '.join(damage)}; delete {'it' if len(damage) == 1 else 'them'} to start again"
+        )
     return []
 
 

@@ -104,7 +104,10 @@ def _take_gpu(local_rank: int, count: int) -> None:
 
 def _say_once(store: Store, sentence: str, again: bool = True) -> None:
     """Keep this process from printing what another one prints; `again`: only if it is the same sentence."""
-    first = store.compare_set("sentence", "", f"{rank()} {sentence}").decode()
+    try:
+        first = store.compare_set("sentence", "", f"{rank()} {sentence}").decode()
+    except RuntimeError:  # gone with the process that kept it
+        return
     who, _, told = first.partition(" ")
     if int(who) != rank() and (told == sentence or not again):
         sys.stdout = sys.stderr = open(os.devnull, "w")
