@@ -37,7 +37,8 @@ from momatch.networks.configs import UViTConfig
 from momatch.networks.lora import AdaptedNetwork, share
 from momatch.training import checkpoint, distributed, sharding
 from momatch.training.batches import Batches, image_batches
-from momatch.training.run import Best, Run, alone_in, claim
+from momatch.training.claims import alone_in, claim
+from momatch.training.run import Best, Run
 from momatch.utils import devices
 from momatch.utils.errors import ConfigError
 from momatch.utils.seeding import derive_seed

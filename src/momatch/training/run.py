@@ -11,17 +11,14 @@ A run's folder holds config.json, metrics.jsonl, checkpoints/, samples/, in the 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from momatch.config import files as config_files
-from momatch.config.schema import DistillConfig, RunConfig, StoppingConfig, to_json
+from momatch.config.schema import DistillConfig, RunConfig, StoppingConfig
 from momatch.data.images import ImageSet
 from momatch.evaluation.builtin import feature_extractor
 from momatch.interop.autoencoder import decoder_of
@@ -31,14 +28,12 @@ from momatch.models.model import Model
 from momatch.models.provenance import Inputs
 from momatch.training import checkpoint, distributed, sharding
 from momatch.training.batches import Batches
+from momatch.training.claims import alone_in, check_is_free, claim
 from momatch.training.loop import Record, state_of, train
 from momatch.training.monitor import Look, Monitor
 from momatch.training.stopping import Smoothed, Stopper
-from momatch.utils.errors import ConfigError
-from momatch.utils.files import write_atomically
-from momatch.utils.run_folder import SECOND_MOMENTS, Row, RunFolder, exclusive
+from momatch.utils.run_folder import SECOND_MOMENTS, Row, RunFolder
 
-UNLEARNED = "prefetch", "checkpoint_every", "keep"  # settings of train that change nothing in the weights
 FRECHET_KEY = "frechet of the look"  # beside the weights in best.safetensors
 
 
@@ -100,7 +95,7 @@ class Run:
         """
         folder = RunFolder(self.directory) if self.directory else None
         if folder:  # before a lock is put into a folder of somebody's
-            distributed.on_main(lambda: _check_is_free(folder))
+            distributed.on_main(lambda: check_is_free(folder))
         with alone_in(self.directory):
             if folder:
                 claim(folder.path, self.config, self.inputs)
@@ -282,89 +277,3 @@ class _Log:
 
 def _row(record: Record) -> Row:
     return dict(step=record.step, images_seen=record.images_seen, seconds=record.seconds)
-
-
-@contextlib.contextmanager
-def alone_in(directory: Path | None) -> Iterator[None]:
-    """Inside, no other run works in `directory`; the main process holds its lock, for all.
-
-    Raises:
-        ConfigError: if another run does, or the folder cannot be written.
-    """
-    with contextlib.ExitStack() as stack:
-        if directory:
-            distributed.on_main(lambda: stack.enter_context(exclusive(directory, "training in")))
-        yield
-
-
-def claim(directory: Path, config: RunConfig, inputs: Inputs | None = None) -> None:
-    """Make `directory` the run folder of this config and these inputs; a folder that is so already is fine.
-
-    Raises:
-        ConfigError: if it belongs to a run of another config, or cannot be written.
-        RunError: if processes that train together were given different configs or inputs.
-    """
-    wanted = {**to_json(config), "inputs": (inputs or Inputs()).to_json()}
-    distributed.check_same("settings, teacher and data", json.dumps(wanted))
-    distributed.on_main(lambda: _claim(directory, config, wanted))
-
-
-def _claim(directory: Path, config: RunConfig, wanted: dict[str, Any]) -> None:
-    folder = RunFolder(directory)
-    if folder.exists:
-        changed = _changed(folder, config, wanted)
-        if changed and folder.begun:
-            raise ConfigError(
-                f"{directory} holds a run of another config ({'; '.join(changed[:3])}); "
-                "choose another --out, or delete that folder (to raise train.num_steps alone, add --extend)"
-            )
-        if not changed:
-            return
-        folder.second_moments.unlink(missing_ok=True)  # of a run that failed before its first step
-    _check_is_free(folder)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(wanted, indent=2) + "\n"
-        write_atomically(folder.config, lambda temporary: temporary.write_text(text))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write into {directory}: {error.strerror or error}; choose another --out"
-        ) from None
-
-
-def _check_is_free(folder: RunFolder) -> None:
-    """Refuse a folder that holds something else than a run."""
-    if not folder.exists and not folder.is_empty:
-        raise ConfigError(
-            f"{folder.path} is not empty and no run's folder (no config.json); choose another --out"
-        )
-
-
-def _changed(folder: RunFolder, config: RunConfig, wanted: dict[str, Any]) -> list[str]:
-    """In what the config of a folder differs from the one that is wanted; a run may go on on another device.
-
-    Raises:
-        ConfigError: if the folder's config is damaged.
-    """
-    try:
-        found = json.loads(folder.config.read_text())
-        if not isinstance(found, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise ConfigError(
-            f"{folder.config} is damaged ({error}); choose another --out or delete the folder"
-        ) from None
-    with contextlib.suppress(ConfigError):  # an earlier version's, or an unknown one, which differs anyway
-        if found.get("kind") == wanted["kind"]:
-            found |= to_json(config_files.from_json(found, type(config)))
-            found = {key: value for key, value in found.items() if key in wanted}
-    same = {"device": None, "parallel": None}
-    return config_files.differences(_learned_from(found) | same, _learned_from(wanted) | same)
-
-
-def _learned_from(fields: dict[str, Any]) -> dict[str, Any]:
-    """A config without what does not change what is learned."""
-    train = fields.get("train")
-    if not isinstance(train, dict):
-        return fields
-    return {**fields, "train": {k: v for k, v in train.items() if k not in UNLEARNED}}
