@@ -56,7 +56,7 @@ def allocated(config: DistillConfig) -> int:
     events.sort(key=lambda e: e.start_ns())
     held = itertools.accumulate(e.nbytes() for e in events)  # type: ignore (missing from torch's stubs)
     peak = max(size for size, event in zip(held, events, strict=True) if event.start_ns() >= begun)
-    weights = planning.network_cost("teacher", teacher.denoiser, False).weights
+    weights = planning.network_cost("teacher", teacher.denoiser).weights
     return peak + weights * (2 if config.method.name == "instant" else 1)  # θ, and Λ, were there before
 
 

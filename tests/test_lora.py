@@ -305,7 +305,8 @@ def test_full_rank_can_learn_another_network_and_rank_1_of_few_layers_cannot():
             loss = (network(z, logsnr, cond) - wanted).square().mean()
             optimizer.zero_grad()
             loss.backward()
-            optimizer.step(3e-3)
+            optimizer.set_learning_rate(3e-3)
+            optimizer.step()
             losses.append(float(loss.detach()))
         left[rank] = losses[-1] / losses[0]
     assert left[16] < 0.05 < left[1] < 1

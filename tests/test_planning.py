@@ -14,6 +14,7 @@ from momatch.config.schema import (
     DistillConfig,
     GuidanceConfig,
     MonitorConfig,
+    OptimConfig,
     TeacherConfig,
     TrainConfig,
 )
@@ -68,10 +69,10 @@ def test_memory_of_weights_has_its_closed_form(teacher, data):
     assert all(n.parameters == parameters and n.weights == 4 * parameters for n in found.networks)
     assert (by_role["teacher"].gradients, by_role["teacher"].optimizer_state) == (0, 0)
     for role in ("student", "auxiliary"):
-        assert (by_role[role].gradients, by_role[role].optimizer_state) == (4 * parameters, 8 * parameters)
+        assert (by_role[role].gradients, by_role[role].optimizer_state) == (4 * parameters, 4 * parameters)
     assert found.data == 40 * 8 * 8 * 4
     rest = found.activations + found.workspace + found.data
-    assert found.memory == 4 * parameters * (1 + 4 + 4) + rest
+    assert found.memory == 4 * parameters * (1 + 3 + 3) + rest
 
 
 def allocated(method, batches, config):
@@ -107,7 +108,7 @@ def allocated(method, batches, config):
 def test_memory_is_what_the_allocator_gives_out(teacher, data, options):
     config = distill_config(batch_size=32, **options)
     run = distillation(teacher, data, config)
-    weights = planning.network_cost("teacher", teacher.denoiser, False).weights
+    weights = planning.network_cost("teacher", teacher.denoiser).weights
     before = weights * (2 if config.method.name == "instant" else 1)  # θ, and Λ
     peak = before + allocated(run.method, run.batches, config)
     found = planning.plan(config, teacher, data, probe_seconds=0)
@@ -115,12 +116,14 @@ def test_memory_is_what_the_allocator_gives_out(teacher, data, options):
     assert found.memory - found.data == pytest.approx(peak, rel=0.05)
 
 
-def test_optimizer_state_is_what_the_optimizer_holds(teacher):
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+def test_optimizer_state_is_what_the_optimizer_holds(teacher, beta1):
     network = copy.deepcopy(teacher.denoiser).requires_grad_(True)
-    optimizer = Optimizer(network, DistillConfig().optim)
-    optimizer.step(1e-4)
+    config = OptimConfig(beta1=beta1)
+    optimizer = Optimizer(network, config)
+    optimizer.step()
     held = sum(t.numel() * t.element_size() for key, t in optimizer.state().items() if key != "step")
-    assert planning.network_cost("student", network, True).optimizer_state == held
+    assert planning.network_cost("student", network, config).optimizer_state == held
 
 
 def test_activations_grow_in_proportion_to_the_batch(teacher, data):
@@ -142,7 +145,7 @@ def test_activations_leave_out_the_weights(data):
     networks = dict(run.method.trainable)
     with_weights = memory.activation_bytes(run.method, run.batches, 0, {})
     without = memory.activation_bytes(run.method, run.batches, 0, networks)
-    weights = planning.network_cost("teacher", networks["teacher"], True).weights
+    weights = planning.network_cost("teacher", networks["teacher"]).weights
     assert 0.5 * weights < with_weights - without < 1.01 * weights
 
 
@@ -164,7 +167,6 @@ def test_time_adds_up(teacher, data):
     config = distill_config(monitor=MonitorConfig(every=250, num_samples=100))
     found = planning.plan(config, teacher, data, probe_seconds=0.3)
     assert found.probe_steps >= 2 and found.probe_steps % 2 == 0
-    assert found.seconds_per_step * found.probe_steps < 5
     assert found.images_per_second == pytest.approx(16 / found.seconds_per_step)
     per_forward = found.seconds_per_step / (5 * 16)
     assert found.look_seconds == pytest.approx(4 * 100 * 8 * per_forward)

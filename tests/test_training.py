@@ -244,7 +244,8 @@ def test_adam_is_the_paper_s():
     assert (group["betas"], group["eps"]) == ((0.0, 0.99), 1e-12)
     assert network.weight.grad is not None
     network.weight.grad.copy_(torch.tensor([[0.5, -1e-4, 2.0]]))
-    optimizer.step(0.1)
+    optimizer.set_learning_rate(0.1)
+    optimizer.step()
     torch.testing.assert_close(network.weight.detach() - before, torch.tensor([[-0.1, 0.1, -0.1]]))
 
 
@@ -263,7 +264,8 @@ def test_one_buffer_trains_like_one_tensor_per_parameter():
         optimizer.zero_grad()
         ours(x).square().sum().backward()
         norm = optimizer.clip()
-        optimizer.step(1e-2)
+        optimizer.set_learning_rate(1e-2)
+        optimizer.step()
         adam.zero_grad()
         theirs(x).square().sum().backward()
         assert (

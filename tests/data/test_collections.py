@@ -152,10 +152,10 @@ def test_splits_saved_on_disk_and_named_columns(tmp_path):
     source = f"hf:{tmp_path / 'both'}"
     assert len(open_collection(source)) == N and len(open_collection(source + ":test")) == 5
     assert not open_collection(source).has_captions, "two columns of text, neither with a usual name"
-    chosen = open_collection(source, Fields(caption="other", label="number"))
+    chosen = open_collection(source, Fields(caption_field="other", label_field="number"))
     assert chosen.item(4).caption == "other 4" and chosen.item(4).label == 4
     with pytest.raises(DataError, match="no column 'nothing'; it has picture"):
-        open_collection(source, Fields(caption="nothing"))
+        open_collection(source, Fields(caption_field="nothing"))
     with pytest.raises(DataError, match="cannot load .*both:dev"):
         open_collection(source + ":dev")
 
@@ -246,4 +246,4 @@ def test_another_field_may_be_the_caption(tmp_path):
     assert not open_collection(str(tmp_path / "data")).has_captions
     assert open_collection(str(tmp_path / "data"), Fields("words", "sort")).item(2).caption == "picture 2"
     with pytest.raises(DataError, match="line 1 has no field 'none'"):
-        open_collection(str(tmp_path / "data"), Fields(caption="none"))
+        open_collection(str(tmp_path / "data"), Fields(caption_field="none"))

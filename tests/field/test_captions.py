@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from small_files import png, put, tar
 
-from momatch.data.collections import Reading
 from momatch.data.image_io import DataError
+from momatch.data.reading import Reading
 from momatch.data.sources import load_data, open_collection
 
 

@@ -95,7 +95,7 @@ def test_a_linked_class_is_read_and_a_loop_is_not(tmp_path):
     assert open_collection(str(root)).left_out == {"link to a folder above it": 1, "broken link": 1}
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".GIF", ".heic", ".avif"])
+@pytest.mark.parametrize("suffix", [".jxl", ".JP2", ".heic", ".avif"])
 def test_a_class_that_cannot_be_read_is_refused(tmp_path, suffix):
     put(tmp_path, {"cat/0.png": 1, "dog/0.png": 2, f"emu/0{suffix}": b"x", f"emu/1{suffix}": b"x"})
     with pytest.raises(DataError, match=f"emu holds 2 {suffix.lower()} .*convert them to PNG") as error:
@@ -104,8 +104,8 @@ def test_a_class_that_cannot_be_read_is_refused(tmp_path, suffix):
 
 
 def test_a_folder_of_other_pictures_beside_pictures_without_classes_is_left_out(tmp_path):
-    found = open_collection(str(put(tmp_path, {"0.png": 1, "raw/0.tif": b"x"})))
-    assert len(found) == 1 and found.left_out == {".tif": 1} and not found.class_names
+    found = open_collection(str(put(tmp_path, {"0.png": 1, "raw/0.heic": b"x"})))
+    assert len(found) == 1 and found.left_out == {".heic": 1} and not found.class_names
 
 
 def with_records(root, labels, table):
@@ -158,7 +158,7 @@ def many(root, labels):
 
 
 def test_labels_of_a_larger_set(tmp_path):
-    from momatch.data.collections import Reading
+    from momatch.data.reading import Reading
 
     source = str(many(tmp_path, [2, 999] * 60))
     with pytest.raises(DataError, match="labels from 2 to 999 on 120 .*--num-classes 1000"):
@@ -171,12 +171,12 @@ def test_labels_of_a_larger_set(tmp_path):
 
 def test_what_is_read_and_left_out_is_said_in_one_line(tmp_path):
     files = {f"{name}/{i}.png": i for name, n in (("cat", 70), ("dog", 50)) for i in range(n)}
-    others = {"cat/a.tif": b"x", "cat/b.TIF": b"x", "notes.md": b"x", ".git/config": b"x", "LICENSE": b"x"}
+    others = {"cat/a.heic": b"x", "cat/b.HEIC": b"x", "notes.md": b"x", ".git/config": b"x", "LICENSE": b"x"}
     put(tmp_path, {**files, **others})
     with pytest.warns(Notice) as heard:
         split = load_data(str(tmp_path))
     assert [str(notice.message) for notice in heard] == [
-        "read 120 pictures of 2 classes (cat 70, dog 50); left out 2 .tif, 1 .md, 1 file without an ending, "
+        "read 120 pictures of 2 classes (cat 70, dog 50); left out 2 .heic, 1 .md, 1 file without an ending, "
         "1 hidden file"
     ]
     assert split.train.class_names == ("cat", "dog")
@@ -284,7 +284,11 @@ def test_labels_that_no_picture_has_are_said(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("data.zip", "nor a .tar; unzip it"), ("metadata.jsonl", "; give its folder"), ("a.npy", "nor a .tar$")],
+    [
+        ("data.rar", "nor a .tar or .zip$"),
+        ("metadata.jsonl", "; give its folder"),
+        ("a.npy", "nor a .tar or .zip$"),
+    ],
 )
 def test_a_file_of_another_kind_says_what_to_do(tmp_path, name, says):
     with pytest.raises(DataError, match=says):

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import warnings
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_files import png
 
-from momatch.data.collections import Collection, Folder, ImageFolder
+from momatch.data.collections import Collection, ImageFolder
 from momatch.data.image_io import DataError, read_picture
+from momatch.data.samples import Folder
 from momatch.data.sources import open_collection
 
 MUTATIONS = 400  # of each format
@@ -44,8 +46,9 @@ FORMATS = {
     "lossless WebP": saved("WEBP", lossless=True, alpha=True),
     "BMP": saved("BMP"),
     "BMP of a palette": saved("BMP", palette=True),
-    "TIFF under another name": saved("TIFF"),
-    "GIF under another name": saved("GIF", palette=True),
+    "TIFF": saved("TIFF"),
+    "packed TIFF": saved("TIFF", compression="tiff_lzw"),
+    "GIF": saved("GIF", palette=True, transparency=3),
 }
 
 
@@ -92,7 +95,9 @@ NAMES = st.sampled_from(
     ["cat", "dog", "0", "10", "9", "train", "val", "test", ".git", "__MACOSX", "é", "a b"]
 )
 STEMS = st.sampled_from(["0", "1", "2", "a.b", ".hidden", "._0", "é", "metadata"])
-ENDINGS = st.sampled_from([".png", ".PNG", ".jpg", ".tif", ".txt", ".caption", ".json", ".md", "", ".csv"])
+ENDINGS = st.sampled_from(
+    [".png", ".PNG", ".jpg", ".tif", ".heic", ".txt", ".cls", ".caption", ".json", ".md", "", ".csv"]
+)
 FILES = st.tuples(st.lists(NAMES, max_size=3), STEMS, ENDINGS)
 LINKS = st.tuples(
     st.lists(NAMES, max_size=2), STEMS, st.sampled_from(["above", "outside", "nothing", "file"])
@@ -111,7 +116,7 @@ def build(root: Path, files, links, metadata) -> None:
         path = root.joinpath(*folders, stem + ending)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(PNG if ending.lower() in (".png", ".jpg") else b"text")
+            path.write_bytes(PNG if ending.lower() in (".png", ".jpg", ".tif") else b"text")
         except OSError:
             continue
     targets = {"above": root, "outside": outside, "nothing": root / "gone", "file": outside / "linked.png"}
@@ -155,7 +160,30 @@ def used(found: Collection) -> int:
         pictures = {record.file for record in found.records}
         return len(pictures) + len({record.where.rpartition(", line")[0] for record in found.records})
     assert isinstance(found, Folder)
-    return len(found.files) + len(found.sidecars)
+    return len(found.files) + len({*found.sidecars})
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_zip_is_read_or_refused_in_one_sentence(tmp_path, compression):
+    random, outcomes = np.random.default_rng(2), Counter()
+    path = tmp_path / "d.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name in ("cat/0.png", "cat/0.txt", "dog/1.png", "dog/1.txt", "../x.png", "metadata.json"):
+            archive.writestr(name, PNG if name.endswith(".png") else "a text")
+    whole = path.read_bytes()
+    for _ in range(MUTATIONS):
+        path.write_bytes(mutated(whole, random))
+        try:
+            found = open_collection(str(path))
+            for i in range(len(found)):
+                found.item(i)
+            assert found.identity() and "\n" not in found.summary()
+        except DataError as error:
+            assert "\n" not in str(error) and "d.zip" in str(error)
+            outcomes["refused"] += 1
+        else:
+            outcomes["read"] += 1
+    assert outcomes["refused"] > MUTATIONS / 4 and outcomes["read"], outcomes
 
 
 def test_what_is_read_and_left_out_is_all_that_lies_there(tmp_path):

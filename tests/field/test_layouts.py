@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from small_files import png, put, tar
 
-from momatch.data.collections import Reading
 from momatch.data.image_io import DataError, read_picture
+from momatch.data.reading import Reading
 from momatch.data.sources import load_data, open_collection
 
 TWELVE = {str(i): i for i in range(12)}

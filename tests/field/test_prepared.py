@@ -23,8 +23,8 @@ def prepared(source, tmp_path, **options):
 
 def test_classes_keep_their_order_and_names(tmp_path):
     files = {f"{name}/{i}.png": int(name) for name in ("2", "10", "9") for i in range(40)}
-    with pytest.warns(Notice, match=r"120 pictures of 3 classes \(2 40, 9 40, 10 40\); left out 1 .tif"):
-        split = prepared(put(tmp_path / "data", {**files, "2/a.tif": b"x"}), tmp_path)
+    with pytest.warns(Notice, match=r"120 pictures of 3 classes \(2 40, 9 40, 10 40\); left out 1 .heic"):
+        split = prepared(put(tmp_path / "data", {**files, "2/a.heic": b"x"}), tmp_path)
     assert split.train.class_names == ("2", "9", "10") and split.train.num_classes == 3
     levels = ((split.train.images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
     assert {(level, int(label)) for level, label in zip(levels, split.train.labels, strict=True)} == {

@@ -22,6 +22,7 @@ from momatch.cli.parsing import (
 from momatch.cli.progress import follow_samples
 from momatch.config.schema import GuidanceConfig, distilled_guidance
 from momatch.data.images import Split
+from momatch.data.reading import Reading
 from momatch.data.sources import load_data
 from momatch.evaluation.conditions import fixed_cond
 from momatch.evaluation.evaluate import Candidate, Row, assess, help_to_sample
@@ -29,11 +30,12 @@ from momatch.evaluation.report.tables import evaluation_table
 from momatch.interop.compatibility import check_fit, check_null_condition, with_null_condition
 from momatch.interop.load import load_any, teacher_of_student
 from momatch.models.model import Model
+from momatch.models.provenance import Provenance
 from momatch.training import distributed
 from momatch.utils import devices
 from momatch.utils.errors import UsageError
 from momatch.utils.run_folder import RunFolder
-from momatch.utils.settings import settings
+from momatch.utils.settings import from_json, settings
 from momatch.utils.text import count_of
 
 
@@ -252,4 +254,9 @@ def data_for(model: Model, source: str | None) -> Split:
         size = model.sample_shape[-1]  # a teacher of pixels from elsewhere
     else:
         size = int(origin.config.get("image_size", 0))
-    return load_data(str(known), size)
+    return load_data(str(known), size, reading_of(origin))
+
+
+def reading_of(origin: Provenance) -> Reading:
+    """How the data were read that a model was trained on."""
+    return from_json(Reading, json.dumps(origin.config.get("reading", {})))

@@ -28,6 +28,7 @@ RunName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
 RunPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 LEFT_OUT = "(optional)"  # where tyro would say "(default: None)"
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=LEFT_OUT)]
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint=LEFT_OUT)]
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint=LEFT_OUT)]
 UNNAMED = tyro.conf.arg(name="")  # its fields are options without a name before them
 ALIKE = 0.7  # of a mistyped option and the one that is perhaps meant, by difflib: --nmu and --num are 0.8
@@ -334,13 +335,13 @@ def number(word: str) -> float:
         raise UsageError(f"{word!r} is not a number") from None
 
 
-def check_out(path: Path, *suffixes: str) -> None:
+def check_out(path: Path, *suffixes: str, option: str = "--out") -> None:
     """Make the folder of an output, and refuse one that cannot be written, before any work."""
     if path.suffix not in suffixes:
-        raise UsageError(f"--out {path} must end in {' or '.join(suffixes)}")
+        raise UsageError(f"{option} {path} must end in {' or '.join(suffixes)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"--out {path}: the folder {path.parent} cannot be made ({error.strerror})"
+            f"{option} {path}: the folder {path.parent} cannot be made ({error.strerror})"
         ) from None

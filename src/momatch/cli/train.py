@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +20,7 @@ from momatch.cli.progress import follow
 from momatch.config.recipes import recipe, teacher_recipe
 from momatch.config.schema import DistillConfig, TeacherConfig
 from momatch.data.images import ImageSet
+from momatch.data.reading import Reading
 from momatch.data.sources import load_data
 from momatch.evaluation.evaluate import Candidate
 from momatch.interop.load import load_any
@@ -55,7 +56,7 @@ def demo(arguments: list[str], console: Console) -> None:
     config = recipe("demo")
     assert isinstance(config, DistillConfig)
     config = replace(config, device=parsed.device)
-    teacher, data = teacher_of(config), load_data(config.data, config.image_size)
+    teacher, data = teacher_of(config), load_data(config.data, config.image_size, config.reading)
     console.print(
         f"Teacher: {count(teacher)} parameters, trained on {len(data.train)} digits; "
         f"{len(data.heldout)} are held out.\n"
@@ -102,7 +103,7 @@ def train_teacher(arguments: list[str], console: Console) -> None:
     assert isinstance(base, TeacherConfig)
     parsed = parse(TeacherArguments, rest, "train-teacher RECIPE", TeacherArguments(tyro.MISSING, base))
     config = extended(parsed.config, parsed.out) if parsed.extend else parsed.config
-    data = load_data(config.data, config.image_size)
+    data = load_data(config.data, config.image_size, config.reading)
     notice_unread_captions(config, data.train)
     run = teacher_training(data, config, parsed.out)
     finish(run, "training", console)
@@ -110,11 +111,22 @@ def train_teacher(arguments: list[str], console: Console) -> None:
     name = "emoji16-8" if run.model.cond_shapes else "digits-8"
     given = parsed.config.image_size
     size = "" if given == recipe(name).image_size else f" --image-size {given}"
+    reading = "".join(f" {word}" for word in as_options(parsed.config.reading))
     console.print(
         f"Teacher: {parsed.out / 'teacher'}\nNext: momatch distill {name} --teacher {out} "
-        f"--data {shlex.quote(parsed.config.data)}{size} --out STUDENT",
+        f"--data {shlex.quote(parsed.config.data)}{size}{reading} --out STUDENT",
         soft_wrap=True,
     )
+
+
+def as_options(reading: Reading) -> list[str]:
+    """What was said of reading the data, in words of a command line."""
+    words = []
+    for each in fields(Reading):
+        value, option = getattr(reading, each.name), f"--{each.name.replace('_', '-')}"
+        if value != each.default:
+            words += [option] if value is True else [option, shlex.quote(str(value))]
+    return words
 
 
 def notice_unread_captions(config: TeacherConfig, images: ImageSet) -> None:
@@ -156,7 +168,7 @@ def distill(arguments: list[str], console: Console) -> None:
     parsed = parse(DistillArguments, rest, "distill RECIPE", DistillArguments(tyro.MISSING, base))
     config = extended(parsed.config, parsed.out) if parsed.extend else parsed.config
     check_teacher_is_there(config)
-    teacher, data = teacher_of(config), load_data(config.data, config.image_size)
+    teacher, data = teacher_of(config), load_data(config.data, config.image_size, config.reading)
     finish(distillation(teacher, data, config, parsed.out), "distilling", console)
     out = shlex.quote(str(parsed.out))
     following = f"momatch evaluate {out} && momatch report {out}"

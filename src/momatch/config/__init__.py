@@ -16,6 +16,7 @@ from momatch.config.schema import (
     WeightingConfig,
     to_json,
 )
+from momatch.data.reading import Reading
 from momatch.methods.alternating import AlternatingConfig
 from momatch.methods.instant import InstantConfig
 from momatch.utils.errors import ConfigError
@@ -31,6 +32,7 @@ __all__ = [
     "InstantConfig",
     "MonitorConfig",
     "OptimConfig",
+    "Reading",
     "RunConfig",
     "ScheduleConfig",
     "StoppingConfig",

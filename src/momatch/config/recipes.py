@@ -279,8 +279,8 @@ def recipe(name: str) -> RunConfig:
     Raises:
         ConfigError: if there is none of that name.
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, 3, 0.7)
+    if not isinstance(name, str) or name not in RECIPES:
+        near = difflib.get_close_matches(str(name), RECIPES, 3, 0.7)
         meant = f"did you mean {' or '.join(near)}? " if near else ""
         raise ConfigError(f"unknown recipe {name!r}; {meant}momatch recipes lists them")
     return RECIPES[name]()

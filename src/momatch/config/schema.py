@@ -13,8 +13,11 @@ from dataclasses import asdict, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, Strict
+from tyro.conf import arg
 
+from momatch.data.reading import Reading
 from momatch.diffusion import schedules
+from momatch.diffusion.compilation import Compile
 from momatch.diffusion.denoiser import Denoiser, Guided, Precision, Thresholded
 from momatch.diffusion.process import Prediction
 from momatch.diffusion.schedules import NoiseSchedule
@@ -25,7 +28,8 @@ from momatch.methods.base import MethodConfig
 from momatch.methods.denoising import DenoisingConfig
 from momatch.methods.transition import Posterior, Source
 from momatch.methods.weighting import TimeDensity, Weighting
-from momatch.models.model import MAX_SEED, MAX_STUDENT_STEPS, Model
+from momatch.models.model import Model
+from momatch.models.request import MAX_SEED, MAX_STUDENT_STEPS
 from momatch.networks import registry
 from momatch.networks.configs import UNetConfig, UViTConfig
 from momatch.utils.devices import AUTO
@@ -33,6 +37,7 @@ from momatch.utils.errors import ConfigError
 from momatch.utils.settings import Remedy, require, settings, shown
 
 MOST_GUIDANCE = 1000.0
+FLAT = arg(name="")  # on the command line its settings stand without a name before them, as prepare has them
 Count = Annotated[int, Field(gt=0)]
 AtLeast0 = Annotated[int, Field(ge=0), Remedy("it must not be negative")]
 Positive = Annotated[float, Field(gt=0), Remedy("it must be above 0 and finite")]
@@ -66,6 +71,9 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints.
         prefetch: read the next minibatch in a thread while a step runs, where rows come from files; data in
             memory need none. The numbers are the same without.
+        compile: how updates run: "none" runs operation by operation, "default" compiles the networks by
+            torch.compile, "graph" records whole updates as CUDA graphs and replays them, which small networks
+            gain most from; "auto" takes what fits the networks on a GPU, and none on a CPU.
         keep: checkpoints that stay, the newest ones.
         noise_slices: generators that a minibatch's noise comes from, each for a slice of its rows, so that
             one of several processes draws only what it needs. The numbers depend on it, not on the number of
@@ -80,6 +88,7 @@ class TrainConfig:
     log_every: Count = 50
     checkpoint_every: Count = 500
     prefetch: bool = True
+    compile: Compile = "none"
     keep: Count = 2
     noise_slices: Count = 1
     extended_at: Annotated[tuple[int, ...], Strict(False)] = ()
@@ -310,7 +319,7 @@ class MonitorConfig:
     """What is looked at while a run goes on.
 
     Attributes:
-        every: steps between looks; 0 never looks.
+        every: steps between looks; a run's last step has one too. 0 never looks.
         num_samples: samples for the cheap Fréchet distance (biased upwards, so compare it only with itself).
     """
 
@@ -338,6 +347,7 @@ class TeacherConfig:
             else docs/data.md names.
         image_size: pictures of a folder are cut to their central square and reduced to this side; 0 takes
             them as they are.
+        reading: how data are read, where their files alone do not say it.
         network: the network's shape; image_channels and num_classes follow the data.
         schedule: noise schedule.
         prediction: what the network's output stands for.
@@ -358,6 +368,7 @@ class TeacherConfig:
 
     data: str = "digits"
     image_size: ImageSize = 0
+    reading: Annotated[Reading, FLAT] = field(default_factory=Reading)
     network: Annotated[UNetConfig | UViTConfig, PlainValidator(_read_network)] = field(
         default_factory=UNetConfig
     )
@@ -385,9 +396,12 @@ class DistillConfig:
             a diffusers pipeline's folder or name on the hub; package.module:function, which returns a Model.
         null_label: the label that means "no class" to a diffusers UNet2DModel; -1 if it knows none.
         teacher_size: side of what a diffusers teacher makes, where its files do not say; 0 means as they say.
+        scheduler: folder with the scheduler_config.json that a diffusers teacher was trained with, where its
+            own has none.
         data: "digits", "emoji", a folder or .npz of pictures, a folder that momatch prepare wrote, and what
             else docs/data.md names.
         image_size: as in training a teacher.
+        reading: as in training a teacher.
         steps: k, network calls of the student, 1 to 16.
         method: the algorithm and its own settings: `AlternatingConfig` (Algorithm 2), `InstantConfig`
             (Algorithm 3: no auxiliary network), …; in Python a name, such as "instant", will do.
@@ -414,8 +428,10 @@ class DistillConfig:
     teacher: str = "digits"
     null_label: int = -1
     teacher_size: AtLeast0 = 0
+    scheduler: str = ""
     data: str = "digits"
     image_size: ImageSize = 0
+    reading: Annotated[Reading, FLAT] = field(default_factory=Reading)
     steps: Annotated[int, Field(ge=1, le=MAX_STUDENT_STEPS), Remedy(f"use 1 to {MAX_STUDENT_STEPS}")] = 8
     method: Annotated[MethodConfig, PlainValidator(registry_of_methods.read)] = field(
         default_factory=AlternatingConfig

@@ -14,8 +14,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from momatch.data.folders import Tree, check_no_class_vanishes, classes_of, listed
-from momatch.data.image_io import SUFFIXES, DataError, central_square, on_white, read_picture
+from momatch.data.folders import Tree, listed
+from momatch.data.image_io import DataError, central_square, on_white, read_picture
+from momatch.data.reading import USUAL, Reading
 from momatch.data.records import (
     CAPTION_FIELDS,
     DATASET,
@@ -26,16 +27,15 @@ from momatch.data.records import (
     as_caption,
     as_number,
     column,
-    dataset_labels,
+    dataset_has_labels,
+    empty_note,
     fields_help,
     is_dataset,
     read_records,
-    read_text,
     to_labels,
 )
 from momatch.utils.text import count_of
 
-SIDECARS = (".txt", ".caption")  # KEY.txt beside KEY.png is its caption
 LISTED_CLASSES = 12  # that a summary names
 
 
@@ -56,27 +56,7 @@ class Item:
     name: str
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How a source is read.
-
-    Attributes:
-        caption: the entry of a picture's record that is its caption; "" looks for the usual names.
-        label: the entry that is its label.
-        num_classes: how many classes there are, where labels are some of a larger set; 0 counts them.
-        max_megapixels: million pixels of a picture that are read at most; 0 is Pillow's limit, about 179.
-        anywhere: records may name pictures outside the folder.
-    """
-
-    caption: str = ""
-    label: str = ""
-    num_classes: int = 0
-    max_megapixels: int = 0
-    anywhere: bool = False
-
-
 Fields = Reading  # its former name
-USUAL = Reading()
 
 
 class Collection(ABC):
@@ -125,6 +105,20 @@ class Collection(ABC):
         """Labels from 0 to the largest that no picture has."""
         return max(self.labels) + 1 - len(set(self.labels)) if self.labels else 0
 
+    def renumber(self) -> None:
+        """Number the labels anew, from 0, in their order; a class keeps its name, or its number as one."""
+        if not self.labels:
+            return
+        occurring = sorted(set(self.labels))
+        number = {label: i for i, label in enumerate(occurring)}
+        if not self.class_names and occurring != list(range(len(occurring))):
+            self.notes = [
+                *self.notes,
+                f"labels {occurring[0]} to {occurring[-1]} are numbered anew, 0 to {len(occurring) - 1}",
+            ]
+        self.class_names = [self.class_names[i] if self.class_names else str(i) for i in occurring]
+        self.labels = [number[label] for label in self.labels]
+
     def class_counts(self) -> list[tuple[int, str, int]]:
         """(label, class, pictures in it) in order; of classes without names those that occur."""
         counts = Counter(self.labels or ())
@@ -147,58 +141,6 @@ class Collection(ABC):
         return "; ".join([words, *self.notes, *some, *left_out])
 
 
-class Folder(Collection):
-    """A folder of pictures, the classes in subfolders (or none), captions in files beside them (or none)."""
-
-    def __init__(self, tree: Tree, reading: Reading = USUAL):
-        self.name, self.path, self.reading = tree.root.stem, tree.root, reading
-        self.files = tree.pictures()
-        if not self.files:
-            there = tree.without(())
-            found = f" (it holds {listed(there)})" if there else ""
-            raise DataError(
-                f"no pictures in {self.path}{found}; put {', '.join(sorted(SUFFIXES))} files there"
-            )
-        check_no_class_vanishes(tree, self.files)
-        folders = [file.parent.relative_to(self.path).parts for file in self.files]
-        classes = classes_of(folders, [file.name for file in self.files], reading.num_classes)
-        self.labels, self.class_names = classes.labels, classes.names
-        beside = {file.with_suffix(""): file for file in reversed(tree.having(SIDECARS))}
-        found = [beside.get(file.with_suffix("")) for file in self.files]
-        sidecars = [file for file in found if file]
-        self.has_captions = len(sidecars) == len(self.files)
-        self.sidecars = sidecars if self.has_captions else []
-        self.caption_help = (
-            "this kind of source has none: use a folder with KEY.txt beside each KEY.png, or with "
-            "metadata.jsonl"
-        )
-        self.notes: list[str] = [classes.note] if classes.note else []
-        if sidecars and not self.has_captions:
-            lacking = self.files[found.index(None)]
-            self.caption_help = f"{lacking} has no {lacking.stem}.txt beside it, though others have"
-            self.notes += [
-                f"{len(sidecars):,} have a caption in a file beside them, which is not read, since "
-                f"{lacking} has none"
-            ]
-        self.left_out = tree.without([*self.files, *self.sidecars])
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def item(self, i: int, image_size: int = 0, smooth: bool = False) -> Item:
-        """See `Collection`."""
-        file = self.files[i]
-        pixels = read_picture(file, str(file), image_size, smooth, self.reading.max_megapixels)
-        caption = read_text(self.sidecars[i]).strip() if self.sidecars else None
-        assert self.labels is not None
-        return Item(pixels, caption, self.labels[i], str(file))
-
-    def identity(self) -> str:
-        """See `Collection`; captions count too."""
-        lines = [f"{file.relative_to(self.path)} {file.stat().st_size}" for file in self.files]
-        return digest([*lines, *self.class_names, *(read_text(file) for file in self.sidecars)])
-
-
 class ImageFolder(Collection):
     """The imagefolder convention: metadata.jsonl (or .csv) beside the pictures, an entry for each.
 
@@ -207,14 +149,16 @@ class ImageFolder(Collection):
     """
 
     def __init__(self, tree: Tree, reading: Reading = USUAL):
-        self.name, self.path, self.reading = tree.root.stem, tree.root, reading
+        self.name, self.path, self.reading, self.tree = tree.root.stem, tree.root, reading, tree
         metadata = _metadata(tree)
         records = [record for file in metadata for record in _records(file, tree, reading.anywhere)]
         if not records:
             raise DataError(f"{metadata[0]} names no pictures; write a line for each, with its file_name")
         rows = [(record.where, record.entries) for record in records]
-        captions = column(rows, reading.caption, CAPTION_FIELDS)
-        values = column(rows, reading.label, LABEL_FIELDS, optional=True)
+        captions = column(
+            rows, reading.caption_field, CAPTION_FIELDS, may_lack=1.0 if reading.empty_captions else 0.0
+        )
+        values = column(rows, reading.label_field, LABEL_FIELDS, may_lack=0.5)
         self.has_captions = captions is not None
         self.caption_help = f"its {metadata[0].name} has " + fields_help(rows)
         self.notes: list[str] = []
@@ -229,6 +173,9 @@ class ImageFolder(Collection):
             self.notes += ["its subfolders are not read as classes, since its metadata has no label"]
         self.records = [records[i] for i in kept]
         self.captions = captions and [captions[i] for i in kept]
+        if self.captions and None in self.captions:
+            self.notes += [empty_note(self.captions.count(None))]
+            self.captions = ["" if caption is None else caption for caption in self.captions]
         self.left_out = tree.without([*metadata, *(record.file for record in records)])
 
     def _with_label(self, labels: Labels, records: Sequence[Record]) -> list[int]:
@@ -249,12 +196,13 @@ class ImageFolder(Collection):
         file = self.records[i].file
         caption = None if self.captions is None else as_caption(self.captions[i], str(file))
         label = None if self.labels is None else self.labels[i]
-        pixels = read_picture(file, str(file), image_size, smooth, self.reading.max_megapixels)
+        contents = self.tree.contents(file)
+        pixels = read_picture(contents, str(file), image_size, smooth, self.reading.max_megapixels)
         return Item(pixels, caption, label, str(file))
 
     def identity(self) -> str:
         """See `Collection`; the records count too."""
-        files = [f"{os.path.relpath(r.file, self.path)} {r.file.stat().st_size}" for r in self.records]
+        files = [f"{os.path.relpath(r.file, self.path)} {self.tree.size(r.file)}" for r in self.records]
         entries = [json.dumps(record.entries, sort_keys=True) for record in self.records]
         return digest([*map(" ".join, zip(files, entries, strict=True)), *self.class_names])
 
@@ -268,8 +216,8 @@ class Npz(Collection):
 
     def __init__(self, path: Path):
         self.name, self.path = path.stem, path
-        self.images, self._labels, self.notes = _read_npz(path)
-        self.labels = [int(label) for label in self._labels]
+        self.images, labels, self.notes = _read_npz(path)
+        self.labels: list[int] = labels.tolist()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -282,7 +230,7 @@ class Npz(Collection):
         pixels = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
         if image_size:
             pixels = np.asarray(central_square(pil.fromarray(pixels), image_size, smooth))
-        return Item(pixels, None, int(self._labels[i]), f"{self.path}, picture {i}")
+        return Item(pixels, None, self.labels[i], f"{self.path}, picture {i}")
 
     def identity(self) -> str:
         """See `Collection`."""
@@ -309,13 +257,13 @@ def _metadata(tree: Tree) -> list[Path]:
         for file in tree.named(name):
             first.setdefault(file.parent, file)
     whole = tree.root / DATASET
-    return sorted(first.values()) or ([whole] if whole in tree.files and is_dataset(whole) else [])
+    return sorted(first.values()) or ([whole] if whole in tree.files and is_dataset(tree.read(whole)) else [])
 
 
 def _records(file: Path, tree: Tree, anywhere: bool) -> list[Record]:
-    if file.name == DATASET and dataset_labels(file) is None:
+    if file.name == DATASET and not dataset_has_labels(tree.read(file)):
         return [Record(picture, str(file), {}) for picture in tree.pictures()]
-    return read_records(file, tree.root, anywhere)
+    return read_records(file, tree, anywhere)
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -13,7 +13,7 @@ from momatch.data.image_io import SUFFIXES, DataError
 from momatch.utils.text import count_of
 
 # Pictures that are not read; a class of them alone would vanish.
-OTHER_PICTURES = {".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".jfif", ".svg", ".psd"}
+OTHER_PICTURES = {".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".psd", ".exr", ".tga"}
 OF_SYSTEMS = {"__MACOSX", "@eaDir", "lost+found"}  # made by archivers and disks, with pictures of their own
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 NUMBERED = re.compile(r"(?:img)?(\d{5,})\.\w+")
@@ -24,6 +24,7 @@ HIDDEN, BROKEN, LOOP, UNREADABLE = (
     "unreadable folder",
 )
 WITHOUT_ENDING = "file without an ending"
+STRAY = "picture beside the class folders"
 
 
 @dataclass
@@ -50,6 +51,32 @@ class Tree:
     def pictures(self) -> list[Path]:
         """Those that can be read."""
         return self.having(SUFFIXES)
+
+    def contents(self, file: Path) -> Path | bytes:
+        """What a picture is read from: the file itself, or the bytes of one in an archive."""
+        return file
+
+    def read(self, file: Path) -> bytes:
+        """All of a file.
+
+        Raises:
+            DataError: if it cannot be read.
+        """
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {file} ({error.strerror}); repair or remove it") from None
+
+    def size(self, file: Path) -> int:
+        """Bytes of a file."""
+        return file.stat().st_size
+
+    def has(self, file: Path) -> bool:
+        """Whether there is such a file."""
+        try:
+            return file.is_file()
+        except (OSError, ValueError):  # a name that no file can have
+            return False
 
     def named(self, name: str) -> list[Path]:
         """The files of this name, in whatever subfolder."""
@@ -106,18 +133,28 @@ class Classes:
     """Classes by the folder that each picture is in.
 
     Attributes:
-        labels: of each picture, 0 where there are no classes.
+        labels: of each picture, 0 where there are no classes; None for a picture beside the class folders,
+            which is of none.
         names: the classes in the order of their labels; empty if there are none.
         note: what was made of folders such as train and val; "" if there are none.
     """
 
-    labels: list[int]
+    labels: list[int | None]
     names: list[str]
     note: str = ""
 
+    @property
+    def members(self) -> list[int]:
+        """The places of the pictures that are read."""
+        return [i for i, label in enumerate(self.labels) if label is not None]
+
+    def labels_of_members(self) -> list[int]:
+        """The labels of those."""
+        return [label for label in self.labels if label is not None]
+
 
 def classes_of(
-    folders: Sequence[tuple[str, ...]], files: Sequence[str] = (), num_classes: int = 0
+    folders: Sequence[tuple[str, ...]], files: Sequence[str], root: Path, num_classes: int = 0
 ) -> Classes:
     """Classes from the parts of each picture's folder, relative to the root: ("cat",), ("train", "cat").
 
@@ -127,26 +164,37 @@ def classes_of(
 
     Args:
         folders: of each picture.
-        files: the names of the pictures; () tells nothing of numbered ones.
+        files: the names of the pictures.
+        root: whose folders they are, for errors.
         num_classes: that there are, where folders are some of more; 0 if they are all. Folders that are
             numbers are then their labels.
+
+    Raises:
+        DataError: if as many pictures or more lie beside the class folders as in them.
     """
-    tops = {parts[0] if parts else "" for parts in folders}
-    split = {top.lower() for top in tops} <= SPLITS
+    tops = {parts[0] for parts in folders if parts}
+    split = bool(tops) and {top.lower() for top in tops} <= SPLITS
     inner = [parts[1:] if split else parts for parts in folders]
     note = f"{', '.join(sorted(tops))} are read as one set" if split and len(tops) > 1 else ""
-    if len(set(inner)) > 1 and files and all(map(_is_thousand, inner, files)):
+    placed = [(parts, file) for parts, file in zip(inner, files, strict=True) if parts]
+    if len(set(inner)) > 1 and all(_is_thousand(parts, file) for parts, file in placed):
         numbered = "folders hold the thousands of numbered files and are no classes"
         return Classes([0] * len(inner), [], "; ".join(filter(None, (note, numbered))))
     above = len(os.path.commonprefix([*map(list, set(inner))])) if len(set(inner)) > 1 else 0
     names = ["/".join(parts[above:]) for parts in inner]
-    if set(names) <= {""}:
+    order = class_order(name for name in names if name)
+    if not order:
         return Classes([0] * len(names), [], note)
-    order = class_order(names)
+    strays = names.count("")
+    if 2 * strays >= len(names):
+        raise DataError(
+            f"{root} holds {count_of(strays, 'picture')} beside folders with {len(names) - strays:,}; put "
+            "them into a folder of their class, or take them or the folders away"
+        )
     if num_classes and all(name.isascii() and name.isdigit() for name in order):
-        return Classes([int(name) for name in names], [], note)
+        return Classes([int(name) if name else None for name in names], [], note)
     number = {name: i for i, name in enumerate(order)}
-    return Classes([number[name] for name in names], [name or "." for name in order], note)
+    return Classes([number.get(name) for name in names], order, note)
 
 
 def _is_thousand(folder: tuple[str, ...], file: str) -> bool:
@@ -192,7 +240,7 @@ def check_no_class_vanishes(tree: Tree, pictures: Sequence[Path]) -> None:
 def listed(left_out: Counter[str]) -> str:
     """'12 .tif, 1 hidden file': what is left out, most first."""
     plural = {UNREADABLE: "unreadable folders", LOOP: "links to folders above them"}
-    plural[WITHOUT_ENDING] = "files without an ending"
+    plural |= {WITHOUT_ENDING: "files without an ending", STRAY: "pictures beside the class folders"}
     words = []
     for kind, count in sorted(left_out.items(), key=lambda pair: (-pair[1], pair[0])):
         if kind.startswith(".") or count == 1:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from momatch.data.collections import USUAL, Collection, Item, Reading, digest
+from momatch.data.collections import Collection, Item, digest
 from momatch.data.image_io import DataError, to_picture
+from momatch.data.reading import USUAL, Reading
 from momatch.data.records import CAPTION_FIELDS, LABEL_FIELDS, as_caption, to_labels
 from momatch.utils.text import first_line
 
@@ -26,13 +27,13 @@ class Hub(Collection):
     """
 
     def __init__(self, source: str, reading: Reading = USUAL):
-        self.source = source
+        self.source, self.empty_captions = source, reading.empty_captions
         name, _, split = source.removeprefix(PREFIX).partition(":")
         self.name = name.rstrip("/").rpartition("/")[2]
         dataset = _load(source, name, split or "train")
         self.picture = _picture_column(dataset, source)
-        self.caption = _caption_column(dataset, reading.caption, source)
-        self.label = _label_column(dataset, reading.label, source)
+        self.caption = _caption_column(dataset, reading.caption_field, source)
+        self.label = _label_column(dataset, reading.label_field, source)
         self.has_captions = self.caption is not None
         self.caption_help = (
             f"it has the columns {', '.join(dataset.features)}, none of {', '.join(CAPTION_FIELDS)}: "
@@ -60,7 +61,10 @@ class Hub(Collection):
             if isinstance(error, DataError):
                 raise
             raise DataError(f"cannot read {name} ({error}); filter it out of the data set") from None
-        caption = as_caption(row[self.caption], name) if self.caption else None
+        caption = None
+        if self.caption:
+            value = row[self.caption]
+            caption = "" if value is None and self.empty_captions else as_caption(value, name)
         return Item(pixels, caption, None if self.labels is None else self.labels[i], name)
 
     def identity(self) -> str:

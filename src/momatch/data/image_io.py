@@ -16,10 +16,11 @@ from momatch.utils.errors import UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}  # chunks that decide what a PNG shows
 POINTER = b"version https://git-lfs"
+WHITE_IS_ZERO = (262, 0)  # a TIFF's tag of what its levels mean, and its value
 LIMIT = Lock()  # Pillow's limit of pixels is one for the process
 CAMERA_NOTES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where a file may say it
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # levels between neighbours of a grey PNG of 2 and 4 bits, by raw mode
@@ -65,7 +66,7 @@ def read_picture(
         pixels = f"{int(found[0]) / 1e6:,.0f} million" if found else "too many"
         raise DataError(
             f"{name} has {pixels} pixels, more than are read unasked; scale it down, or allow as many by "
-            "momatch prepare --max-megapixels (in Python Reading(max_megapixels=…))"
+            "--max-megapixels (in Python Reading(max_megapixels=…))"
         ) from None
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them raise
         if is_pointer(source):
@@ -93,7 +94,8 @@ def to_picture(image: Image, name: str, image_size: int = 0, smooth: bool = Fals
     Raises:
         DataError: if the range of the pixels is unknown.
     """
-    return np.asarray(central_square(_opaque(_upright(image), name), image_size, smooth))
+    picture = _opaque(_upright(image), name)
+    return np.asarray(central_square(_from_black(picture, image), image_size, smooth))
 
 
 def central_square(image: Image, size: int, smooth: bool = False) -> Image:
@@ -155,6 +157,18 @@ def _scale_key(image: Image) -> None:
     tiles, key = getattr(image, "tile", None), image.info.get("transparency")
     if image.format == "PNG" and tiles and isinstance(key, int) and isinstance(tiles[0][3], str):
         image.info["transparency"] = key * GREY_STEPS.get(tiles[0][3], 1)
+
+
+def _from_black(picture: Image, image: Image) -> Image:
+    """Inverted, if it is a TIFF of 16 bits whose 0 is white; Pillow inverts those of 8 bits alone."""
+    if (
+        image.mode.startswith("I;16")
+        and getattr(image, "tag_v2", {}).get(WHITE_IS_ZERO[0]) == WHITE_IS_ZERO[1]
+    ):
+        from PIL import ImageOps
+
+        return ImageOps.invert(picture)
+    return picture
 
 
 def _upright(image: Image) -> Image:

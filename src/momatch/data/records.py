@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from momatch.data.folders import class_order
+from momatch.data.folders import Tree, class_order
 from momatch.data.image_io import DataError
 
 CAPTION_FIELDS = ("text", "caption", "captions", "prompt")
@@ -49,45 +49,43 @@ class Labels:
     names: list[str]
 
 
-def read_records(file: Path, root: Path, anywhere: bool = False) -> list[Record]:
+def read_records(file: Path, tree: Tree, anywhere: bool = False) -> list[Record]:
     """The lines of a metadata.jsonl or metadata.csv.
 
     Args:
         file: what to read.
-        root: the folder that pictures have to be in.
+        tree: the files among which the pictures have to be.
         anywhere: they may lie outside, too.
 
     Raises:
         DataError: if the file or a line cannot be read, or a picture is missing.
     """
     read = {".csv": _csv_lines, ".json": _dataset_lines}.get(file.suffix, _json_lines)
-    lines = read(file)
+    lines = read(file, read_text(tree.read(file), str(file)))
     return [
-        Record(_picture(entries["file_name"], file, where, root, anywhere), where, entries)
+        Record(_picture(entries["file_name"], file, where, tree, anywhere), where, entries)
         for where, entries in lines
     ]
 
 
-def read_text(file: Path) -> str:
+def read_text(contents: bytes, name: str) -> str:
     """A text in UTF-8, with a byte order mark or without.
 
     Raises:
         DataError: if it is in another encoding.
     """
     try:
-        return file.read_bytes().decode("utf-8-sig")
+        return contents.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{file}, line {line} is not UTF-8 (byte {error.object[error.start]:#x}); save the file as UTF-8"
+            f"{name}, line {line} is not UTF-8 (byte {error.object[error.start]:#x}); save the file as UTF-8"
         ) from None
-    except OSError as error:
-        raise DataError(f"cannot read {file} ({error.strerror}); repair or remove it") from None
 
 
-def _json_lines(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+def _json_lines(file: Path, text: str) -> Iterable[tuple[str, dict[str, Any]]]:
     # Lines end at \n alone: other characters that str.splitlines knows may stand in a caption.
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         where = f"{file}, line {number}"
         if not line.strip():
             continue
@@ -102,22 +100,22 @@ def _json_lines(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
         yield where, record
 
 
-def is_dataset(file: Path) -> bool:
+def is_dataset(contents: bytes) -> bool:
     """Whether a dataset.json is of StyleGAN's kind, and not somebody else's."""
     try:
-        return "labels" in json.loads(file.read_bytes())
-    except (OSError, ValueError, TypeError, RecursionError):
+        return "labels" in json.loads(contents)
+    except (ValueError, TypeError, RecursionError):
         return False
 
 
-def dataset_labels(file: Path) -> Any:
-    """What a dataset.json has as labels; None if its pictures have none."""
-    return json.loads(read_text(file))["labels"]
+def dataset_has_labels(contents: bytes) -> bool:
+    """Whether the pictures of such a dataset.json have labels."""
+    return json.loads(contents)["labels"] is not None
 
 
-def _dataset_lines(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+def _dataset_lines(file: Path, text: str) -> Iterable[tuple[str, dict[str, Any]]]:
     try:
-        for i, (name, label) in enumerate(dataset_labels(file)):
+        for i, (name, label) in enumerate(json.loads(text)["labels"]):
             if not isinstance(name, str):
                 raise TypeError
             yield f"{file}, label {i}", {"file_name": name, "label": label}
@@ -127,8 +125,8 @@ def _dataset_lines(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
         ) from None
 
 
-def _csv_lines(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    rows = csv.DictReader(io.StringIO(read_text(file), newline=""))
+def _csv_lines(file: Path, text: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    rows = csv.DictReader(io.StringIO(text, newline=""))
     try:
         if "file_name" not in (rows.fieldnames or ()):
             have = ", ".join(map(str, rows.fieldnames or ())) or "nothing"
@@ -142,16 +140,16 @@ def _csv_lines(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
         raise DataError(f"{file}, line {rows.line_num} is no CSV ({error}); repair it") from None
 
 
-def _picture(name: str, file: Path, where: str, root: Path, anywhere: bool) -> Path:
+def _picture(name: str, file: Path, where: str, tree: Tree, anywhere: bool) -> Path:
     places = list(_places(name, file.parent))
-    path = next(filter(_is_file, places), places[0])
+    path = next(filter(tree.has, places), places[0])
     path = Path(os.path.normpath(path)) if ".." in path.parts else path
-    if not anywhere and os.path.relpath(path, root).split(os.sep)[0] == os.pardir:
+    if not anywhere and os.path.relpath(path, tree.root).split(os.sep)[0] == os.pardir:
         raise DataError(
-            f"{where} names {name!r}, which lies outside {root}; put the picture there, or allow it by "
-            "momatch prepare --anywhere (in Python Reading(anywhere=True))"
+            f"{where} names {name!r}, which lies outside {tree.root}; put the picture there, or allow it by "
+            "--anywhere (in Python Reading(anywhere=True))"
         )
-    if not _is_file(path):
+    if not tree.has(path):
         raise DataError(f"{where} names {path.name!r}, but there is no {path}; add it or drop the line")
     return path
 
@@ -167,15 +165,8 @@ def _places(name: str, folder: Path) -> Iterable[Path]:
             yield folder.joinpath(*parts[i:])
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-
-
 def column(
-    rows: Sequence[tuple[str, Mapping[str, Any]]], wanted: str, usual: Iterable[str], optional: bool = False
+    rows: Sequence[tuple[str, Mapping[str, Any]]], wanted: str, usual: Iterable[str], may_lack: float = 0.0
 ) -> list[Any] | None:
     """One field of all records; None if no record has one of the usual names.
 
@@ -183,7 +174,7 @@ def column(
         rows: (what to call it in an error, the record) of each.
         wanted: the field's name; "" takes the first of the usual ones that any record has.
         usual: names to look for.
-        optional: fewer than half of the records may lack it; they have None.
+        may_lack: share of the records, if fewer than this lack it, they have None.
 
     Raises:
         DataError: if it is absent from a record that must have it.
@@ -193,7 +184,7 @@ def column(
         return None
     values = [record.get(name) for _, record in rows]
     lacking = [i for i, value in enumerate(values) if value is None]
-    if lacking and not (optional and 2 * len(lacking) < len(values)):
+    if lacking and not len(lacking) < may_lack * len(values):
         where, record = rows[lacking[0]]
         if name in record:
             raise DataError(f"{where} has nothing in its field {name!r}; fill it in, or name another field")
@@ -245,6 +236,11 @@ def as_caption(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"the caption of {name} is {value!r}; a caption is a text")
     return value
+
+
+def empty_note(lacking: int) -> str:
+    """What a summary says of pictures without a caption, if they may lack it."""
+    return f"{lacking:,} without a caption have the empty one"
 
 
 def fields_help(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

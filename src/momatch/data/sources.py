@@ -12,26 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from momatch.data.collections import (
-    USUAL,
-    Collection,
-    Folder,
-    ImageFolder,
-    Item,
-    Npz,
-    Reading,
-    has_metadata,
-)
+from momatch.data.collections import Collection, ImageFolder, Item, Npz, has_metadata
 from momatch.data.digits import load_digits
 from momatch.data.emoji import load_emoji
-from momatch.data.folders import walk
+from momatch.data.folders import Tree, walk
 from momatch.data.hub import PREFIX, Hub
 from momatch.data.image_io import DataError
 from momatch.data.images import ImageSet, Split, random_split, stratified_split
 from momatch.data.prepared import is_prepared, load_prepared
+from momatch.data.reading import USUAL, Reading
 from momatch.data.rows import Pixels
+from momatch.data.samples import Folder
 from momatch.data.tars import TARS, Tars, expand
+from momatch.data.zips import ZipTree
 from momatch.utils.errors import Notice
+from momatch.utils.files import as_path
+from momatch.utils.settings import shown
 
 __all__ = ["DataError", "load_data", "open_collection"]
 
@@ -39,7 +35,7 @@ HELDOUT_FRACTION = 0.1
 MIN_PICTURES = 100
 
 
-def load_data(source: str, image_size: int = 0, reading: Reading = USUAL) -> Split:
+def load_data(source: str | Path, image_size: int = 0, reading: Reading = USUAL) -> Split:
     """Load pictures and hold some out; a `Notice` says what was read, in which classes, and what left out.
 
     Args:
@@ -53,6 +49,7 @@ def load_data(source: str, image_size: int = 0, reading: Reading = USUAL) -> Spl
             - an .npz with `images` (N, H, W[, C]) uint8 and, for a conditional model, `labels` (N,) integers
             - a .tar or .tar.gz, a folder of them, or a pattern such as "shards/{000..012}.tar", in the manner
               of webdataset
+            - a .zip of any such folder, as the tools of StyleGAN and EDM make them, read as it is
             - "hf:ORG/NAME[:SPLIT]", a data set of the Hugging Face hub
             - a folder that `momatch prepare` wrote: latents or pictures, with prompt embeddings
         image_size: pictures are cut to their central square and reduced to this side; 0 takes them as they
@@ -63,6 +60,7 @@ def load_data(source: str, image_size: int = 0, reading: Reading = USUAL) -> Spl
     Raises:
         DataError: if the path is missing or empty, or the pictures do not fit together.
     """
+    source = _checked(source, image_size, reading)
     if source == "digits":
         if image_size not in (0, 8):
             raise DataError(f"image_size is {image_size}, but the built-in digits are 8×8; leave it out")
@@ -82,6 +80,16 @@ def load_data(source: str, image_size: int = 0, reading: Reading = USUAL) -> Spl
     names = tuple(collection.class_names)
     pictures = ImageSet(images, labels, classes, collection.name, captions=captions, class_names=names)
     return _split(pictures, source)
+
+
+def _checked(source: object, image_size: object, reading: object) -> str:
+    """The source's name; the command line gives these types, Python may give any."""
+    as_path(source, "data")
+    if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 0:
+        raise DataError(f"image_size is {shown(image_size)}; give the side in pixels, or 0")
+    if not isinstance(reading, Reading):
+        raise DataError(f"reading is {shown(reading)}; give momatch.config.Reading(…)")
+    return str(source)
 
 
 def check_labels(labels: Sequence[int], named: int, num_classes: int, source: str) -> int:
@@ -104,7 +112,8 @@ def check_labels(labels: Sequence[int], named: int, num_classes: int, source: st
             remedy += f", and num_classes is {num_classes}"
         elif low >= 0:
             remedy += (
-                f"; if these are some of more classes, say so by momatch prepare --num-classes {high + 1}"
+                f"; if these are some of more classes, say how many by --num-classes {high + 1}, or "
+                "have them numbered anew by --renumber-labels"
             )
         raise DataError(f"{source} has labels from {low} to {high} on {len(labels)} pictures; {remedy}")
     return num_classes or max(high + 1, named)
@@ -116,6 +125,13 @@ def open_collection(source: str, reading: Reading = USUAL) -> Collection:
     Raises:
         DataError: if there is nothing that can be read.
     """
+    found = _opened(_checked(source, 0, reading), reading)
+    if reading.renumber_labels:
+        found.renumber()
+    return found
+
+
+def _opened(source: str, reading: Reading) -> Collection:
     if source.startswith(PREFIX):
         return Hub(source, reading)
     path = Path(source)
@@ -124,20 +140,27 @@ def open_collection(source: str, reading: Reading = USUAL) -> Collection:
         if shards:
             return Tars(shards, path.parent.name or "shards", reading)
         raise DataError(
-            f"no data at {source!r}; give 'digits', 'emoji', a folder, an .npz, a .tar or hf:ORG/NAME"
+            f"no data at {source!r}; give 'digits', 'emoji', a folder, an .npz, a .tar, a .zip or hf:ORG/NAME"
         )
     if path.suffix == ".npz":
         return Npz(path)
     if path.is_file() and path.name.lower().endswith(TARS):
         return Tars([path], path.stem, reading)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return _folder(ZipTree(path), reading)
     if not path.is_dir():
-        remedies = {".zip": "; unzip it", ".jsonl": "; give its folder", ".csv": "; give its folder"}
-        remedy = remedies.get(path.suffix, "")
-        raise DataError(f"{path} is neither a folder of pictures nor an .npz file, nor a .tar{remedy}")
+        remedy = "; give its folder" if path.suffix in (".jsonl", ".csv") else ""
+        raise DataError(
+            f"{path} is neither a folder of pictures nor an .npz file, nor a .tar or .zip{remedy}"
+        )
     tree = walk(path)
     shards = [file for file in tree.files if file.name.lower().endswith(TARS)]
     if shards and (any(file.parent == path for file in shards) or not tree.pictures()):
         return Tars(shards, path.stem, reading, tree.without(shards))
+    return _folder(tree, reading)
+
+
+def _folder(tree: Tree, reading: Reading) -> Collection:
     return (ImageFolder if has_metadata(tree) else Folder)(tree, reading)
 
 

@@ -17,19 +17,21 @@ class Survey:
 
     Attributes:
         looked_at: pictures that were opened; evenly spread, where there are too many for all.
+        whole: places of those that can be read, of the same class together.
         sizes: (width, height) → pictures.
         modes: "grey" or "RGB", as they are read → pictures.
         captions: pictures with a caption that is not empty.
         longest: the longest caption.
-        damaged: what was said of pictures that cannot be read.
+        damaged: place of a picture that cannot be read → what was said of it.
     """
 
     looked_at: int = 0
+    whole: list[int] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     captions: int = 0
     longest: str = ""
-    damaged: list[str] = field(default_factory=list)
+    damaged: dict[int, str] = field(default_factory=dict)
 
     def remedies(self, minimum: int, total: int) -> list[str]:
         """What has to be done before these pictures can be used, a sentence each."""
@@ -49,13 +51,14 @@ class Survey:
 def survey(collection: Collection, most: int) -> Survey:
     """Open the pictures of a collection, at most `most`, evenly spread."""
     found = Survey()
-    for i in places(collection, most):
+    for i in _places(collection, most):
         found.looked_at += 1
         try:
             item = collection.item(i)
         except DataError as error:
-            found.damaged.append(str(error))
+            found.damaged[i] = str(error)
             continue
+        found.whole.append(i)
         height, width = item.pixels.shape[:2]
         found.sizes[width, height] += 1
         found.modes["grey" if item.pixels.ndim == 2 else "RGB"] += 1
@@ -64,7 +67,7 @@ def survey(collection: Collection, most: int) -> Survey:
     return found
 
 
-def places(collection: Collection, most: int) -> Sequence[int]:
+def _places(collection: Collection, most: int) -> Sequence[int]:
     """At most `most` places, evenly spread, those of the same class together."""
     chosen = spread(len(collection), most).tolist()
     labels = collection.labels

@@ -114,8 +114,13 @@ class Denoiser(nn.Module):
 
     def null_batch(self, size: int, device: torch.device) -> Cond:
         """The null condition for `size` samples."""
-        values = {key: torch.as_tensor(value, device=device) for key, value in self.null_values.items()}
+        values = {key: _on(device, value) for key, value in self.null_values.items()}
         return {key: value.expand(size, *value.shape) for key, value in values.items()}
+
+
+def _on(device: torch.device, value: float | Tensor) -> Tensor:
+    """A value on a device; a number gets there without a copy, which would wait for the GPU."""
+    return value.to(device) if isinstance(value, Tensor) else torch.full((), value, device=device)
 
 
 def _null_like(name: str, null: float | Tensor, value: Tensor) -> Tensor:

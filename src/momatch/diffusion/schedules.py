@@ -15,6 +15,7 @@ and a network can be evaluated anywhere in [0, 1]. `process` itself also accepts
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -187,18 +188,22 @@ def tabulated(
         )
     times = torch.linspace(0, 1, len(table), dtype=torch.float64)
 
+    @functools.cache  # a copy to a GPU waits for it
+    def on(device: torch.device) -> tuple[Tensor, Tensor]:
+        return times.to(device), table.to(device)
+
     def interpolate(query: Tensor, grid: Tensor, values: Tensor) -> Tensor:
         query64 = query.double().contiguous()
-        grid, values = grid.to(query.device), values.to(query.device)
         right = torch.searchsorted(grid, query64).clamp(1, len(grid) - 1)
         left = right - 1
         fraction = (query64 - grid[left]) / (grid[right] - grid[left])
         return torch.lerp(values[left], values[right], fraction).to(query.dtype)
 
     def to_logsnr(t: Tensor) -> Tensor:
-        return interpolate(t, times, table)
+        return interpolate(t, *on(t.device))
 
     def to_time(logsnr: Tensor) -> Tensor:
+        times, table = on(logsnr.device)
         return interpolate(logsnr, table.flip(0), times.flip(0))
 
     options = dict(betas=[float(b) for b in beta], logsnr_min=logsnr_min, logsnr_max=logsnr_max)

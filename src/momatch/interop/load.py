@@ -11,6 +11,7 @@ from momatch.models.model import Model, ModelError, Student, load_model
 from momatch.networks import custom
 from momatch.networks.configs import CustomConfig
 from momatch.utils.errors import UsageError
+from momatch.utils.files import as_path
 from momatch.utils.run_folder import RunFolder
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -43,6 +44,7 @@ def load_teacher(
         UsageError: if there is no usable model, its weights are not all finite, or something about it has to
             be told.
     """
+    as_path(source, "a teacher")
     source = _snapshot(source)
     text, path = str(source), Path(source)
     _refuse_other_kinds(path)
@@ -66,7 +68,7 @@ def load_student(source: str | Path) -> Student:
     Raises:
         ModelError: if there is no usable model, or it is no student.
     """
-    model = _finite(_from_run(Path(source), "student"), source)
+    model = _finite(_from_run(as_path(source, "a student"), "student"), source)
     if not isinstance(model, Student):
         raise ModelError(f"{source} holds a teacher, not a student; give the folder of a distillation run")
     return model
@@ -106,6 +108,7 @@ def teacher_of_student(student: Model) -> Model:
         student.provenance.teacher,
         null_label if null_label >= 0 else None,
         int(config.get("teacher_size", 0)) or None,
+        config.get("scheduler") or None,
     )
 
 

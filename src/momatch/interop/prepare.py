@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from momatch.data import prepared
-from momatch.data.collections import Collection, Item, Reading, digest
+from momatch.data.collections import Collection, Item, digest
+from momatch.data.reading import Reading
 from momatch.data.sources import check_labels, open_collection
 from momatch.interop.encoders import Encoders, SentenceEncoders
 from momatch.utils import devices
@@ -34,7 +35,10 @@ from momatch.utils.run_folder import RunFolder, exclusive
 
 READERS = 4  # threads that decode pictures while the encoders work
 MARK = "settings and contents"  # in the header of a shard: fingerprints of both
-UNCHANGING = ("teacher", "text_encoder", "batch_size", "captions", "device", "max_megapixels", "anywhere")
+UNCHANGING = (
+    *("teacher", "text_encoder", "batch_size", "captions", "device", "max_megapixels", "anywhere"),
+    *("empty_captions", "num_classes", "renumber_labels"),
+)
 PATHS = ("source", "pipeline")  # settings that may change: the folders were moved
 
 
@@ -54,6 +58,8 @@ class PrepareConfig:
         caption_field: which field or column is the caption, if it has no usual name.
         label_field: which is the label.
         num_classes: how many classes there are, where labels are some of a larger set; 0 counts them.
+        renumber_labels: labels that are some of a larger set are numbered anew, from 0, in their order.
+        empty_captions: pictures without a caption have the empty one, where others have theirs.
         max_megapixels: million pixels of a picture that are read at most; 0 is Pillow's limit, about 179.
         anywhere: metadata may name pictures outside their folder.
         seed: of the draws.
@@ -73,6 +79,8 @@ class PrepareConfig:
     caption_field: str = ""
     label_field: str = ""
     num_classes: int = 0
+    renumber_labels: bool = False
+    empty_captions: bool = False
     max_megapixels: int = 0
     anywhere: bool = False
     seed: int = 0
@@ -82,9 +90,7 @@ class PrepareConfig:
     @property
     def reading(self) -> Reading:
         """How the source is read."""
-        return Reading(
-            self.caption_field, self.label_field, self.num_classes, self.max_megapixels, self.anywhere
-        )
+        return Reading(**{each.name: getattr(self, each.name) for each in fields(Reading)})
 
 
 @dataclass(frozen=True)
@@ -262,9 +268,6 @@ def _check(source: str, config: PrepareConfig) -> None:
     for name in ("batch_size", "shard_size"):
         if getattr(config, name) < 1:
             raise UsageError(f"{name} is {getattr(config, name)}; it must be at least 1")
-    for name in ("num_classes", "max_megapixels"):
-        if getattr(config, name) < 0:
-            raise UsageError(f"{name} is {getattr(config, name)}; it must be at least 1, or left out")
     if config.image_size < 0:
         raise UsageError(f"image_size is {config.image_size}; give the side in pixels, or leave it out")
     if bool(config.teacher) == bool(config.text_encoder):
@@ -310,12 +313,11 @@ def _settings(
     with_captions: bool,
 ) -> dict[str, Any]:
     """All that the contents of the shards depend on."""
-    fields = asdict(config)
-    for name in (*UNCHANGING, "num_classes"):
-        del fields[name]
+    wanted = {name: value for name, value in asdict(config).items() if name not in UNCHANGING}
     made_by = {"pipeline": str(Path(config.teacher).resolve())} if config.teacher else {}
     return {
-        **fields,
+        **wanted,
+        **({"renumber_labels": True} if config.renumber_labels else {}),  # unknown to earlier versions
         "source": source,
         **(made_by or {"text_encoder": config.text_encoder}),
         "image_size": encoders.image_size,

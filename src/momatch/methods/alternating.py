@@ -7,7 +7,7 @@ until, at every noise level, the data that it makes denoise as the teacher says 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -86,6 +86,17 @@ class Alternating(Method):
     def trainable(self) -> Mapping[str, nn.Module]:
         """{"student": η, "auxiliary": φ}."""
         return {"student": self.student, "auxiliary": self.auxiliary}
+
+    @property
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """{"teacher": θ}."""
+        return {"teacher": self.teacher}
+
+    def variant(self, step: int) -> Hashable | None:
+        """Whose turn it is. Rollouts run on as many samples as the dice say: never twice the same."""
+        if self.transition.source == "rollout":
+            return None
+        return "both" if self.update == "joint" else step % 2
 
 
 @settings("method")

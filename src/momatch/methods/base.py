@@ -7,7 +7,7 @@ names it; the command line, plan, progress, report and checkpoints read what the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -132,6 +132,20 @@ class Method(ABC):
     def after_update(self, step: int) -> None:  # noqa: B027 (most methods have nothing to do)
         """Called once the optimizers have acted on what `step(step, …)` gave: to move an average, say."""
 
+    def variant(self, step: int) -> Hashable | None:
+        """Which operations `step` runs: steps of one variant run the same, on other numbers.
+
+        Updates can then be recorded once and replayed, if nothing in `step` waits for the device, looks at
+        `batch.rows`, or depends on the step's number otherwise. None, for a step like no other, is always
+        right.
+        """
+        return None
+
+    @property
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """The networks that a step calls and does not train, by role."""
+        return {}
+
     @property
     def kept(self) -> Mapping[str, nn.Module]:
         """What else a checkpoint must hold, by name: an average, say. It has no optimizer."""
@@ -153,6 +167,15 @@ class Wrapper(Method):
     def trainable(self) -> Mapping[str, nn.Module]:
         """The inner method's."""
         return self.method.trainable
+
+    def variant(self, step: int) -> Hashable | None:
+        """The inner method's."""
+        return self.method.variant(step)
+
+    @property
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """The inner method's."""
+        return self.method.frozen
 
     @property
     def kept(self) -> Mapping[str, nn.Module]:

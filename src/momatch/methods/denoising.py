@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,10 @@ class Denoising(Method):
     def trainable(self) -> Mapping[str, nn.Module]:
         """{"teacher": the denoiser}."""
         return {"teacher": self.denoiser}
+
+    def variant(self, step: int) -> Hashable | None:
+        """All alike."""
+        return "denoising"
 
     def _drop(self, cond: Cond | None, drop: Tensor) -> Cond | None:
         if not cond or self.cond_dropout == 0:

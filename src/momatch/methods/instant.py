@@ -8,7 +8,7 @@ the student's samples give the teacher no gradient on average, the teacher has n
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -117,6 +117,15 @@ class Instant(Method):
         """{"student": η}."""
         return {"student": self.student}
 
+    @property
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """{"teacher": θ}."""
+        return {"teacher": self.teacher}
+
+    def variant(self, step: int) -> Hashable | None:
+        """All alike, unless rollouts run on as many samples as the dice say."""
+        return None if self.transition.source == "rollout" else "instant"
+
     def teacher_gradient(self, draw: Draw, batch: Batch) -> dict[str, Tensor]:
         """∇_θ of the mean of w(s) ‖stop_grad(x̃) − g_θ(z_s)‖² over the draw, by parameter name."""
         x_sample = draw.x_tilde.detach()
@@ -181,7 +190,7 @@ class ShardedInstant(Instant):
         return gradients
 
     def _norm(self, nu: Mapping[str, Tensor]) -> Tensor:
-        return torch.tensor(norm(nu))
+        return norm(nu)
 
 
 def adam_preconditioner(second_moments: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:

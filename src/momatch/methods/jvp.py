@@ -58,12 +58,12 @@ def difference_product(
     clip = denoiser.clip if isinstance(denoiser, Denoiser) else None
     parameters = {k: v.detach() for k, v in denoiser.named_parameters() if k in direction}
     size = norm(direction)
-    h = RELATIVE_STEP * norm(parameters) / size if size > 0 else 1.0
+    h = torch.where(size > 0, RELATIVE_STEP * norm(parameters) / size, 1.0)  # on the device: nothing waits
     with _unclipped(denoiser), _in_float32(denoiser):
         ahead, behind = (
             functional_call(
                 denoiser,
-                {k: torch.add(v, direction[k], alpha=sign * h) for k, v in parameters.items()},
+                {k: v + sign * h * direction[k] for k, v in parameters.items()},
                 (z, logsnr, cond),
             )
             for sign in (1, -1)
@@ -82,8 +82,8 @@ def shifting_product(
     """
     clip = denoiser.clip if isinstance(denoiser, Denoiser) else None
     parameters = {k: v for k, v in denoiser.named_parameters() if k in direction}
-    size = norm(direction)
-    h = RELATIVE_STEP * norm(parameters) / size if size > 0 else 1.0
+    size = float(norm(direction))
+    h = RELATIVE_STEP * float(norm(parameters)) / size if size > 0 else 1.0
     before = {k: v.clone() for k, v in parameters.items()}
     outputs = []
     with _unclipped(denoiser), _in_float32(denoiser):
@@ -192,8 +192,8 @@ def _in_float32(denoiser: nn.Module) -> Iterator[None]:
             module.precision = precision
 
 
-def norm(tensors: Mapping[str, Tensor]) -> float:
-    """‖·‖₂ of all tensors together, of all of each that is cut over processes."""
+def norm(tensors: Mapping[str, Tensor]) -> Tensor:
+    """‖·‖₂ of all tensors together, a scalar; of all of each tensor that is cut over processes."""
     total = torch.stack([torch.linalg.vector_norm(t) for t in tensors.values()]).norm()
     gather = getattr(total, "full_tensor", None)  # of a DTensor
-    return float(gather() if gather else total)
+    return gather() if gather else total

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from momatch.methods.base import Batch, Method, Update, Wrapper
 from momatch.methods.denoising import Denoising
 
@@ -27,6 +29,13 @@ class WarmStart(Wrapper):
         update = self.denoising.step(step, batch)
         (loss,) = update.losses.values()
         return Update({self.role: loss}, update.metrics)
+
+    def variant(self, step: int) -> Hashable | None:
+        """Which of the two it is, and which of its own."""
+        if step < self.num_steps:
+            return "warm start", self.denoising.variant(step)
+        own = self.method.variant(step - self.num_steps)
+        return None if own is None else ("after", own)
 
     def after_update(self, step: int) -> None:
         """The method's own, from its first step on."""

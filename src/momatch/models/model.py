@@ -29,18 +29,16 @@ from momatch.diffusion.schedules import NoiseSchedule
 from momatch.models import batch_size as batch_sizes
 from momatch.models import provenance
 from momatch.models.provenance import UNKNOWN, Provenance
+from momatch.models.request import CHUNK, check_request
 from momatch.networks import registry
 from momatch.networks.lora import AdaptedNetwork
 from momatch.utils.errors import UsageError
-from momatch.utils.files import fingerprint, write_atomically
+from momatch.utils.files import as_path, fingerprint, write_atomically
 from momatch.utils.run_folder import SECOND_MOMENTS
 from momatch.utils.text import first_line
 
 FORMAT = "momatch-model-1"
 NULL_CONDITION = "null-condition.safetensors"
-MAX_STUDENT_STEPS = 16
-MAX_SEED = 2**32  # torch's generator on the CPU looks at no more bits
-CHUNK = 256  # samples made at a time; part of what a seed means, since noise is drawn chunk by chunk
 
 
 class ModelError(UsageError):
@@ -178,7 +176,7 @@ class Model:
             (n, *sample_shape) float32, on the model's device; pictures live in [−1, 1] but are not clipped.
 
         Raises:
-            UsageError: if n, steps, a label or batch_size is out of range.
+            UsageError: if n, steps, a label, eta or batch_size is out of range.
         """
         return torch.cat(list(self.sample_chunks(n, steps, cond, seed, eta, batch_size)))
 
@@ -193,14 +191,14 @@ class Model:
     ) -> Iterator[Tensor]:
         """As `sample`, 256 samples at a time whatever the batch size."""
         steps = self.steps if steps is None else steps
-        self.check_request(n, steps, cond, seed, batch_size)
+        check_request(self, n, steps, cond, seed, batch_size, eta)
         device = self.device
         was_training = self.denoiser.training
         self.denoiser.eval()
         try:
             for first in range(0, n, CHUNK):
                 count = min(CHUNK, n - first)
-                generator = torch.Generator(device).manual_seed(seed * 1_000_003 + first // CHUNK)
+                generator = torch.Generator(device).manual_seed(int(seed) * 1_000_003 + first // CHUNK)
                 noise = torch.randn((CHUNK, *self.sample_shape), generator=generator, device=device)[:count]
                 chunk_cond = (
                     {k: v[first : first + count].to(device) for k, v in cond.items()} if cond else None
@@ -221,56 +219,7 @@ class Model:
         Raises:
             UsageError: naming the value and what is allowed.
         """
-        if n < 1:
-            raise UsageError(f"the number of samples must be at least 1, got {n}")
-        if not 0 <= seed < MAX_SEED:
-            raise UsageError(f"the seed must lie in 0 … {MAX_SEED - 1}, got {seed}")
-        if batch_size is not None and not 1 <= batch_size <= CHUNK:
-            raise UsageError(f"the batch size of sampling must lie in 1 … {CHUNK}, got {batch_size}")
-        if steps < 1:
-            raise UsageError(f"steps must be at least 1, got {steps}")
-        if self.is_student and steps > MAX_STUDENT_STEPS:
-            raise UsageError(
-                f"steps must be 1 to {MAX_STUDENT_STEPS} for a student, got {steps}; "
-                f"this one was trained for {self.steps}"
-            )
-        self._check_cond(n, cond)
-
-    def _check_cond(self, n: int, cond: Cond | None) -> None:
-        known = {**({"label": ()} if self.num_classes else {}), **self.cond_shapes}
-        if cond is None:
-            missing = sorted(set(known) - set(self.denoiser.null_values))
-            if missing:
-                raise UsageError(f"this model must be asked for something: give {', '.join(missing)}")
-            return
-        if not isinstance(cond, Mapping):
-            raise UsageError(
-                f"cond is a {type(cond).__name__}; give a dictionary, of prompts "
-                "momatch.text_encoder_of(model).encode([…])"
-            )
-        if not known:
-            raise UsageError("this model is unconditional; leave labels out")
-        optional = {key for key, null in self.denoiser.null_values.items() if isinstance(null, float)}
-        if not set(known) - optional <= set(cond) <= set(known):
-            raise UsageError(f"this model takes {', '.join(known)} as condition, not {', '.join(cond)}")
-        for key, value in cond.items():
-            if len(value) != n:
-                what = "labels" if key == "label" else f"rows of {key}"
-                raise UsageError(f"got {len(value)} {what} for {n} samples; give one for each")
-            fits = value.ndim == 1 + len(known[key]) and all(
-                want in (-1, size) for want, size in zip(known[key], value.shape[1:], strict=True)
-            )
-            if not fits:
-                raise UsageError(f"{key} has shape {tuple(value.shape)}; this model takes (n, *{known[key]})")
-        labels = cond.get("label")
-        wrong = []
-        if labels is not None:  # the null label may lie just behind the others
-            allowed = (labels >= 0) & (labels < self.num_classes)
-            wrong = labels[~(allowed | (labels == self.denoiser.null_values.get("label", -1)))]
-        if len(wrong):
-            raise UsageError(
-                f"label {int(wrong[0])} is out of range; this model knows 0 to {self.num_classes - 1}"
-            )
+        check_request(self, n, steps, cond, seed, batch_size)
 
     def save(self, directory: str | Path) -> None:
         """Write the model's folder; an existing one is replaced. An adapter is merged into the weights.
@@ -284,7 +233,7 @@ class Model:
                 f"a model with a {type(self.denoiser).__name__} denoiser cannot be saved; save the plain "
                 "one, and guide it again after loading"
             )
-        directory = Path(directory)
+        directory = as_path(directory, "the folder to save in")
         directory.mkdir(parents=True, exist_ok=True)
         network = self.denoiser.network
         plain = network.merged() if isinstance(network, AdaptedNetwork) else network

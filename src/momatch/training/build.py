@@ -41,6 +41,7 @@ from momatch.training.claims import alone_in, claim
 from momatch.training.run import Best, Run
 from momatch.utils import devices
 from momatch.utils.errors import ConfigError
+from momatch.utils.files import as_path
 from momatch.utils.seeding import derive_seed
 from momatch.utils.settings import shown
 
@@ -95,7 +96,7 @@ def distillation(
         class_names=tuple(data.train.class_names),
     )
     if sharded:
-        sharding.shard(method, teacher.denoiser)
+        sharding.shard(method)
     model = Student(
         shown,
         network,
@@ -130,7 +131,7 @@ def teacher_of(config: DistillConfig) -> Model:
         UsageError: if there is none, or something about it has to be told.
     """
     null_label = config.null_label if config.null_label >= 0 else None
-    return load_teacher(config.teacher, null_label, config.teacher_size or None)
+    return load_teacher(config.teacher, null_label, config.teacher_size or None, config.scheduler or None)
 
 
 def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:
@@ -377,7 +378,7 @@ def _encoders(images: ImageSet, teacher: Model | None = None) -> tuple[str | Non
 
 
 def _path(directory: str | Path | None) -> Path | None:
-    return None if directory is None else Path(directory)
+    return None if directory is None else as_path(directory, "the run's folder")
 
 
 def _batches(images: ImageSet, model: Model, seed: int, size: int, **sharing: int) -> Batches:

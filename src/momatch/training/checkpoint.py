@@ -118,7 +118,7 @@ def restore(directory: Path, state: State) -> Progress:
     begun = False
     for role, network in state.networks.items():
         wanted |= {key: value.shape for key, value in network.state_dict(prefix=f"{role}.").items()}
-        moments = _moment_shapes(role, network)
+        moments = _moment_shapes(role, network, state.optimizers[role])
         if shapes.keys() & moments.keys():  # a role that has not learned yet has none
             wanted, begun = wanted | moments, True
     for name, module in state.kept.items():
@@ -225,12 +225,12 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _moment_shapes(role: str, network: nn.Module) -> dict[str, torch.Size]:
+def _moment_shapes(role: str, network: nn.Module, optimizer: RoleOptimizer) -> dict[str, torch.Size]:
     """Names and shapes of the optimizer state of a role that has begun to learn."""
     moments = {
         f"optimizer.{role}.{name}.{key}": parameter.shape
         for name, parameter in network.named_parameters()
-        for key in ("exp_avg", "exp_avg_sq")
+        for key in optimizer.moments
     }
     return {f"optimizer.{role}.step": torch.Size([]), **moments}
 

@@ -18,7 +18,7 @@ from momatch.utils.files import write_atomically
 from momatch.utils.run_folder import RunFolder, exclusive
 
 Config = TypeVar("Config", TeacherConfig, DistillConfig)
-UNLEARNED = "prefetch", "checkpoint_every", "keep"  # settings of train that change nothing in the weights
+SAME_NUMBERS = ("prefetch", "checkpoint_every", "compile", "keep")  # settings of train that change no number
 
 
 @contextlib.contextmanager
@@ -158,4 +158,4 @@ def _learned_from(fields: dict[str, Any]) -> dict[str, Any]:
     train = fields.get("train")
     if not isinstance(train, dict):
         return fields
-    return {**fields, "train": {k: v for k, v in train.items() if k not in UNLEARNED}}
+    return {**fields, "train": {k: v for k, v in train.items() if k not in SAME_NUMBERS}}

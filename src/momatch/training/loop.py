@@ -10,7 +10,7 @@ It yields after every step. Whoever consumes it adds progress bars, logs, pictur
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,16 +18,23 @@ import torch
 from torch import nn
 
 from momatch.config.schema import OptimConfig, TrainConfig
-from momatch.methods.base import Method
+from momatch.diffusion.compilation import compiled, resolved
+from momatch.methods.base import Batch, Method
 from momatch.training import checkpoint, distributed
 from momatch.training.batches import Batches, Prefetched
-from momatch.training.optim import learning_rate_schedule, optimizer_of
-from momatch.utils.errors import RunError
+from momatch.training.capture import Captured, CudaGraphs
+from momatch.training.optim import RoleOptimizer, ShardedOptimizer, learning_rate_schedule, optimizer_of
+from momatch.training.update import (
+    Deferred,
+    Failure,
+    Guard,
+    Immediate,
+    NonFiniteLossError,
+    Outcome,
+    Updater,
+)
+from momatch.utils.errors import UsageError
 from momatch.utils.seeding import derive_seed
-
-
-class NonFiniteLossError(RunError):
-    """A loss or gradient was not finite; the message names the step and the last good checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -81,42 +88,45 @@ def train(
     for network in networks.values():
         network.train()
     start = time.monotonic()
+    device = next(p.device for network in networks.values() for p in network.parameters())
     if prefetch:
-        device = next(p.device for network in networks.values() for p in network.parameters())
         batches = Prefetched(batches, config.num_steps, device)
+    sharded = any(isinstance(optimizer, ShardedOptimizer) for optimizer in optimizers.values())
+    guard = Immediate() if device.type != "cuda" or sharded else Deferred(optimizers, device)
+    update = _updater(method, optimizers, guard, config, device)
     try:
         for step in range(progress.step, config.num_steps):
             if uses_dropout:  # nn.Dropout takes no generator; what is dropped differs between processes
                 torch.manual_seed(derive_seed(config.seed, "dropout", step, *other_rank))
+            rates = {
+                role: learning_rate_schedule(optimizer.config, step, config)
+                for role, optimizer in optimizers.items()
+            }
+            for role, optimizer in optimizers.items():
+                optimizer.set_learning_rate(rates[role])
             batch = batches(step)
-            update = method.step(step, batch)
-            norms, rates = {}, {}
-            for role, loss in update.losses.items():
-                optimizers[role].zero_grad()
-                loss.backward()
-                distributed.average(optimizers[role].gradients)
-                norms[role] = optimizers[role].clip()
-                rates[role] = learning_rate_schedule(optimizers[role].config, step, config)
-                if not norms[role] < float("inf"):
-                    raise NonFiniteLossError(_non_finite(role, step, loss, directory))
-            for role, rate in rates.items():
-                optimizers[role].step(rate)
+            guard.begin(step)
+            outcome = update(step, batch)
+            last = step + 1 == config.num_steps
+            logs, saves = (
+                last or (step + 1) % every == 0 for every in (config.log_every, config.checkpoint_every)
+            )
+            if (isinstance(guard, Immediate) or logs or saves) and (failure := guard.failure()):
+                raise NonFiniteLossError(_non_finite(failure, directory))
             method.after_update(step)
             progress = checkpoint.Progress(step + 1, progress.images_seen + len(batch.x) * distributed.size())
             metrics = {}
-            if progress.step % config.log_every == 0 or progress.step == config.num_steps:
-                metrics = distributed.numbers_of(update.metrics())
-                metrics |= {f"gradient_norm_{role}": norm for role, norm in norms.items()}
-                metrics["learning_rate"] = max(rates.values())
+            if logs:
+                metrics = distributed.numbers_of(outcome.metrics())
+                metrics |= {f"gradient_norm_{role}": float(norm) for role, norm in outcome.norms.items()}
+                metrics["learning_rate"] = max(rates[role] for role in outcome.norms)
             # First the record, then the checkpoint: what a checkpoint covers has been logged by then.
             yield Record(progress.step, progress.images_seen, time.monotonic() - start, metrics)
-            if directory and (
-                progress.step % config.checkpoint_every == 0 or progress.step == config.num_steps
-            ):
+            if directory and saves:
                 checkpoint.save(directory, progress, state, config.keep)
                 saved = progress.step
     except GeneratorExit:
-        if directory and saved != progress.step:
+        if directory and saved != progress.step and not guard.failure():
             checkpoint.save(directory, progress, state, config.keep)
         raise
     finally:
@@ -134,10 +144,36 @@ def state_of(method: Method, optim: OptimConfig) -> checkpoint.State:
     return checkpoint.State(method.trainable, optimizers, method.kept)
 
 
-def _non_finite(role: str, step: int, loss: torch.Tensor, directory: Path | None) -> str:
+def _updater(
+    method: Method,
+    optimizers: Mapping[str, RoleOptimizer],
+    guard: Guard,
+    config: TrainConfig,
+    device: torch.device,
+) -> Callable[[int, Batch], Outcome]:
+    """What runs the updates, in the way that `config.compile` names."""
+    networks = [*method.trainable.values(), *method.frozen.values()]
+    parameters = sum(p.numel() for network in networks for p in network.parameters())
+    how = resolved(config.compile, device, parameters)
+    if how == "graph" and (distributed.size() > 1 or config.noise_slices > 1):
+        if config.compile == "graph":
+            raise UsageError(
+                "train.compile is 'graph', which records the updates of one process, whose noise has one "
+                "generator; with several, or train.noise_slices above 1, use none or default"
+            )
+        how = "none"
+    if how == "default":
+        for network in networks:
+            compiled(network)
+    updater = Updater(method, optimizers, guard, distributed.average)
+    return Captured(updater, CudaGraphs(device)) if how == "graph" else updater
+
+
+def _non_finite(failure: Failure, directory: Path | None) -> str:
     good = checkpoint.paths(directory)[-1:] if directory else []
     where = f"the last good checkpoint is {good[0]}" if good else "there is no checkpoint yet"
     return (
-        f"the {role}'s loss or gradient is not finite at step {step} (loss {loss.item():.4g}); {where}; "
-        "lower the learning rate, or choose a weighting that is bounded (flat, snr_clipped)"
+        f"the {failure.role}'s loss or gradient is not finite at step {failure.step} (loss "
+        f"{failure.loss:.4g}); {where}; lower the learning rate, or choose a weighting that is bounded "
+        "(flat, snr_clipped)"
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from momatch.config.schema import DistillConfig, RunConfig, TeacherConfig
+from momatch.config.schema import DistillConfig, OptimConfig, RunConfig, TeacherConfig
 from momatch.data.emoji import TOKENS
 from momatch.data.images import Split
 from momatch.data.rows import held_bytes
@@ -25,6 +25,7 @@ from momatch.training.build import distillation, teacher_of, teacher_training
 from momatch.training.loop import train
 from momatch.training.memory import StepMemory, training_memory
 from momatch.training.monitor import TEACHER_LOOK_STEPS
+from momatch.training.optim import moments_kept
 from momatch.training.run import Run
 
 PROBE_SECONDS = 10.0
@@ -44,7 +45,7 @@ class NetworkCost:
         parameters: how many.
         weights: of the parameters themselves.
         gradients: of their gradients; 0 for a frozen network.
-        optimizer_state: Adam's two moments; 0 for a frozen network.
+        optimizer_state: Adam's moments, one or two; 0 for a frozen network.
     """
 
     role: str
@@ -135,7 +136,9 @@ def plan(
     memory = training_memory(
         _main_part(run.method), run.batches, config.train, config.optim, networks, pictures
     )
-    costs = [network_cost(role, network, role in run.method.trainable) for role, network in networks.items()]
+    overrides = run.method.optimizer_overrides
+    optims = {role: replace(config.optim, **overrides.get(role, {})) for role in run.method.trainable}
+    costs = [network_cost(role, network, optims.get(role)) for role, network in networks.items()]
     costs = _with_copies(config, costs)
     seconds_per_step, probe_steps = probe(run, probe_seconds)
     tables = [run.data.images, *run.data.conditions.values()]
@@ -188,7 +191,9 @@ def outline(config: RunConfig, teacher: TeacherConfig) -> Plan:
         parts["auxiliary"] = network
     if isinstance(config, DistillConfig) and config.ema.decay:
         parts["average of the student"] = learner
-    costs = [network_cost(role, part, role in learning) for role, part in parts.items()]
+    costs = [
+        network_cost(role, part, config.optim if role in learning else None) for role, part in parts.items()
+    ]
     return Plan(
         networks=_with_copies(config, costs),
         activations=activations * batch * config.method.learning_at_once,
@@ -248,16 +253,22 @@ def forward_units(config: RunConfig) -> int:
     return units + math.ceil(rollouts * (config.steps - 1) / 2)
 
 
-def network_cost(role: str, network: nn.Module, trainable: bool) -> NetworkCost:
-    """Parameters and memory of one network, in the precision that its weights have."""
+def network_cost(role: str, network: nn.Module, optim: OptimConfig | None = None) -> NetworkCost:
+    """Parameters and memory of one network, in the precision that its weights have.
+
+    Args:
+        role: what it is to the method.
+        network: the network.
+        optim: how it is trained; None for a frozen one.
+    """
     parameters = list(network.parameters())
     weights = sum(p.numel() * p.element_size() for p in parameters)
     return NetworkCost(
         role=role,
         parameters=sum(p.numel() for p in parameters),
         weights=weights,
-        gradients=weights if trainable else 0,
-        optimizer_state=2 * weights if trainable else 0,
+        gradients=weights if optim else 0,
+        optimizer_state=moments_kept(optim) * weights if optim else 0,
     )
 
 
@@ -283,7 +294,7 @@ def _build(
     if data is None:
         from momatch.data.sources import load_data
 
-        data = load_data(config.data, config.image_size)
+        data = load_data(config.data, config.image_size, config.reading)
     if isinstance(config, DistillConfig):
         teacher = teacher or teacher_of(config)
         run = distillation(teacher, data, config, None)
@@ -303,4 +314,4 @@ def _look_units(config: RunConfig) -> float:
     steps = (
         config.steps if isinstance(config, DistillConfig) else min(config.sampling_steps, TEACHER_LOOK_STEPS)
     )
-    return config.train.num_steps // config.monitor.every * config.monitor.num_samples * steps
+    return math.ceil(config.train.num_steps / config.monitor.every) * config.monitor.num_samples * steps

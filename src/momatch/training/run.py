@@ -149,7 +149,8 @@ class Run:
                 log.replay(record.step, smoothed, stopper)
             record.metrics.update(smoothed.update(record.metrics))
             look, alarms = None, monitor.check(record.metrics)
-            if settings.every and record.step % settings.every == 0:
+            last = record.step == self.config.train.num_steps  # a run is judged by what it ends with
+            if settings.every and (record.step % settings.every == 0 or last):
                 look, worse = monitor.look(record.step)
                 alarms += worse
                 if rule.active and distributed.on_main(lambda look=look: stopper.see_look(look)):

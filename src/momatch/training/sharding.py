@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 SHARE = 0.6  # of a GPU's memory that weights and what belongs to them may take; the rest is for activations
-NUMBERS_LEARNED = 4  # kept for each weight that learns: itself, its gradient, Adam's two moments
 
 
 def wanted(config: RunConfig, teacher: nn.Module, learning: int) -> bool:
@@ -51,7 +50,8 @@ def wanted(config: RunConfig, teacher: nn.Module, learning: int) -> bool:
         if device.type != "cuda":
             return False
         frozen = 1 + config.method.teacher_copies if isinstance(config, DistillConfig) else 0
-        numbers = (learning * NUMBERS_LEARNED + frozen) * sum(p.numel() for p in teacher.parameters())
+        learned = 4 if config.optim.beta1 else 3  # the weight itself, its gradient, Adam's moments
+        numbers = (learning * learned + frozen) * sum(p.numel() for p in teacher.parameters())
         if 4 * numbers <= SHARE * torch.cuda.get_device_properties(device).total_memory:
             return False
     if isinstance(config, DistillConfig):
@@ -81,11 +81,12 @@ def networks_of(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
     return iter(found.values())
 
 
-def shard(method: Method, *others: nn.Module) -> None:
-    """Cut all networks of a method, and of `others`, over the processes; in place, before any optimizer."""
+def shard(method: Method) -> None:
+    """Cut all networks of a method over the processes; in place, before there is any optimizer."""
     from torch.distributed.fsdp import fully_shard
 
-    for network in networks_of([*method.trainable.values(), *method.kept.values(), *others]):
+    held = [*method.trainable.values(), *method.kept.values(), *method.frozen.values()]
+    for network in networks_of(held):
         mesh = _mesh(next(network.parameters()).device.type)
         for parameter in network.parameters():  # FSDP2 takes no other memory format
             parameter.data = parameter.data.contiguous()

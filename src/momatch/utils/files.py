@@ -16,6 +16,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from momatch.utils.errors import UsageError
+from momatch.utils.settings import shown
+
+
+def as_path(value: object, what: str) -> Path:
+    """A path from Python, where the value may be anything.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    if not isinstance(value, str | Path) or not str(value):
+        raise UsageError(f"{what} is {shown(value)}; give a path or a name, in quotation marks")
+    return Path(value)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

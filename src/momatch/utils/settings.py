@@ -124,7 +124,7 @@ def sentence(error: ValidationError, kind: type, section: str = "") -> str:
 
 def shown(value: object) -> str:
     """A value as a sentence names it: words in quotation marks, long ones cut."""
-    text = repr(value) if isinstance(value, str) else str(value)
+    text = repr(value) if isinstance(value, str) else " ".join(str(value).split())
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 

@@ -29,7 +29,7 @@ from momatch.cli.serve.comparison import (
     request,
 )
 from momatch.interop.load import load_any
-from momatch.models.model import MAX_STUDENT_STEPS
+from momatch.models.request import MAX_STUDENT_STEPS
 from momatch.utils import devices
 from momatch.utils.errors import UsageError
 

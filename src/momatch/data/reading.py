@@ -1,0 +1,46 @@
+"""How a source of pictures is read, where its files alone do not say it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from momatch.utils.settings import Remedy, require, settings
+
+AtLeast0 = Annotated[int, Field(ge=0), Remedy("it must be at least 1, or left out")]
+
+
+@settings()
+class Reading:
+    """How a source is read.
+
+    Attributes:
+        caption_field: which entry of a picture's record is its caption; "" looks for the usual names.
+        label_field: which is its label.
+        num_classes: how many classes there are, where labels are some of a larger set; 0 counts them.
+        renumber_labels: labels that are some of a larger set are numbered anew, from 0, in their order.
+        empty_captions: pictures without a caption have the empty one, where others have theirs.
+        max_megapixels: million pixels of a picture that are read at most; 0 is Pillow's limit, about 179.
+        anywhere: metadata may name pictures outside their folder.
+    """
+
+    caption_field: str = ""
+    label_field: str = ""
+    num_classes: AtLeast0 = 0
+    renumber_labels: bool = False
+    empty_captions: bool = False
+    max_megapixels: AtLeast0 = 0
+    anywhere: bool = False
+
+    def __post_init__(self) -> None:
+        """Labels keep their numbers, or get new ones."""
+        require(
+            not (self.renumber_labels and self.num_classes),
+            "num_classes",
+            self.num_classes,
+            "labels that are numbered anew are counted; leave it out, or renumber_labels",
+        )
+
+
+USUAL = Reading()
