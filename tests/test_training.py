@@ -142,11 +142,10 @@ def test_as_many_checkpoints_stay_as_asked_for(tmp_path):
 
 
 def test_a_longer_run_warms_up_anew_and_its_past_stays():
-    config, short = OptimConfig(learning_rate=1.0, warmup_steps=4), TrainConfig(num_steps=20)
-    longer = TrainConfig(num_steps=60, extended_at=(20,))
-    rates = [learning_rate_schedule(config, n, longer) for n in range(60)]
-    assert rates[:20] == [learning_rate_schedule(config, n, short) for n in range(20)]
-    assert rates[20:] == [learning_rate_schedule(config, n, TrainConfig(num_steps=40)) for n in range(40)]
+    config = OptimConfig(learning_rate=1.0, warmup_steps=4)
+    rates = [learning_rate_schedule(config, n, 60, (20,)) for n in range(60)]
+    assert rates[:20] == [learning_rate_schedule(config, n, 20) for n in range(20)]
+    assert rates[20:] == [learning_rate_schedule(config, n, 40) for n in range(40)]
 
 
 @pytest.mark.parametrize("damage", ["foreign", "other networks"])
@@ -278,7 +277,7 @@ def test_one_buffer_trains_like_one_tensor_per_parameter():
 
 def test_the_learning_rate_rises_then_falls_to_zero():
     config = OptimConfig(learning_rate=1.0, warmup_steps=10)
-    rates = [learning_rate_schedule(config, n, TrainConfig(num_steps=110)) for n in range(110)]
+    rates = [learning_rate_schedule(config, n, 110) for n in range(110)]
     assert rates[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
     assert rates[10] == 1.0 and rates[60] == pytest.approx(0.5) and rates[109] == pytest.approx(0.01)
 

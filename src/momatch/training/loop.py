@@ -99,7 +99,7 @@ def train(
             if uses_dropout:  # nn.Dropout takes no generator; what is dropped differs between processes
                 torch.manual_seed(derive_seed(config.seed, "dropout", step, *other_rank))
             rates = {
-                role: learning_rate_schedule(optimizer.config, step, config)
+                role: learning_rate_schedule(optimizer.config, step, config.num_steps, config.extended_at)
                 for role, optimizer in optimizers.items()
             }
             for role, optimizer in optimizers.items():

@@ -8,18 +8,20 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from momatch.config.schema import OptimConfig, TrainConfig
+from momatch.config.schema import OptimConfig
 from momatch.training import sharding
 
 
-def learning_rate_schedule(config: OptimConfig, step: int, train: TrainConfig) -> float:
-    """Rate at `step` (0-based) of the run: linear up to the peak, then linear down to 0 at its end.
+def learning_rate_schedule(
+    config: OptimConfig, step: int, num_steps: int, extended_at: tuple[int, ...] = ()
+) -> float:
+    """Rate at `step` (0-based) of `num_steps`: linear up to the peak, then linear down to 0.
 
-    The warm-up takes no more than half of the run. A run that was made longer does so anew after each of its
-    former ends.
+    The warm-up takes no more than half of the run. A run that was made longer begins anew at each of its
+    former ends, `extended_at`.
     """
-    begin = max((end for end in train.extended_at if end <= step), default=0)
-    end = min((end for end in train.extended_at if end > step), default=train.num_steps)
+    begin = max((end for end in extended_at if end <= step), default=0)
+    end = min((end for end in extended_at if end > step), default=num_steps)
     step, num_steps = step - begin, end - begin
     warmup = max(min(config.warmup_steps, num_steps // 2), 1)
     rise = (step + 1) / warmup
