@@ -14,8 +14,9 @@ from several import commands, ended, in_processes
 
 import momatch
 from momatch.cli import main as command_line
+from momatch.config.schema import DistillConfig
 from momatch.training import distributed
-from momatch.utils.errors import RunError, UsageError
+from momatch.utils.errors import ConfigError, RunError, UsageError
 
 TRAIN = "--train.batch-size 8 --train.log-every 1 --train.checkpoint-every 1000 --monitor.every 0".split()
 
@@ -121,6 +122,10 @@ def test_what_processes_tell_each_other(tmp_path):
         except RunError as caught:
             found["errors"].append(str(caught))
         distributed.check_same("the data", "same")
+        try:
+            distributed.check_source(DistillConfig(source="rollout"))
+        except ConfigError as caught:
+            found["errors"].append(str(caught))
         return found
 
     for found in in_processes(2, tmp_path, talk):
@@ -134,6 +139,7 @@ def test_what_processes_tell_each_other(tmp_path):
         assert found["tensors"]["a"].tolist() == [0, 2, 4] and found["tensors"]["no"].shape == (0,)
         assert found["errors"][:2] == ["use 2", "[Errno 28] disk full"]
         assert "process 1 has not the same as process 0 in the data" in found["errors"][2]
+        assert "set train.noise_slices to 2" in found["errors"][3]
 
 
 def raise_(error: Exception) -> None:

@@ -62,6 +62,7 @@ def distillation(
     if config.guidance.scale:
         fit.check_null_condition(teacher, data.train, config.guidance.scale)
     path = _path(directory)
+    distributed.check_source(config)
     inputs = Inputs(teacher.fingerprint(), data.train.fingerprint())
     images = reference = data.train
     if config.stopping.active:

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
+from momatch.config.schema import DistillConfig
 from momatch.diffusion.denoiser import Wrapper
 from momatch.diffusion.interface import Cond, cond_rows
 from momatch.methods.base import Deviation, Metric
@@ -308,6 +309,19 @@ def check_batch(batch_size: int) -> None:
         raise ConfigError(
             f"train.batch_size is {batch_size}, of all {size()} processes together; make it a multiple of "
             f"{size()}"
+        )
+
+
+def check_source(config: DistillConfig) -> None:
+    """Refuse rollouts whose noise depends on which rows other processes choose.
+
+    Raises:
+        ConfigError: naming the remedy.
+    """
+    if size() > 1 and config.source == "rollout" and config.train.noise_slices == 1:
+        raise ConfigError(
+            "source is 'rollout' and train.noise_slices is 1, whose numbers are those of one process alone; set "
+            f"train.noise_slices to {size()}"
         )
 
 
