@@ -15,8 +15,8 @@ from momatch.evaluation.features import PixelFeatures
 from momatch.models.model import Model
 from momatch.training import run as runs
 from momatch.training.build import distill, distillation
+from momatch.training.claims import claim, extended
 from momatch.training.monitor import Monitor
-from momatch.training.run import claim
 from momatch.utils.errors import ConfigError
 from momatch.utils.run_folder import RunFolder
 
@@ -88,6 +88,52 @@ def test_a_folder_of_another_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
         claim(tmp_path, CONFIG)
+
+
+def longer(steps: int) -> DistillConfig:
+    return dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, num_steps=steps))
+
+
+def test_a_finished_run_is_made_longer(teacher, data, tmp_path):
+    """Twice; stopped and taken up in between; its past and its weights stay, and the log and model say so."""
+    for _ in distillation(teacher, data, CONFIG, tmp_path):
+        pass
+    past = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match="add --extend"):
+        next(distillation(teacher, data, longer(12), tmp_path).events())
+    config = extended(longer(12), tmp_path)
+    assert config.train.extended_at == (8,)
+    events = distillation(teacher, data, config, tmp_path).events()
+    assert [next(events).record.step for _ in range(3)] == [9, 10, 11]
+    events.close()
+    assert extended(longer(12), tmp_path) == config  # the same command again
+    assert [event.record.step for event in distillation(teacher, data, config, tmp_path)] == [12]
+    run = distillation(teacher, data, extended(longer(14), tmp_path), tmp_path)
+    assert [event.record.step for event in run] == [13, 14]
+    assert run.finish().provenance.config["train"]["extended_at"] == [8, 12]
+    log = (tmp_path / "metrics.jsonl").read_text()
+    assert log.startswith(past)
+    rows = [json.loads(line) for line in log.splitlines()]
+    assert [(r["step"], r["num_steps"]) for r in rows if r.get("event") == "extended"] == [(8, 12), (12, 14)]
+    rates = {row["step"]: row["learning_rate"] for row in rows if "learning_rate" in row}
+    assert sorted(rates) == [2, 4, 6, 8, 10, 12, 14] and rates[10] > rates[8] < rates[6]
+
+
+def test_what_cannot_be_made_longer_is_refused(teacher, data, tmp_path):
+    with pytest.raises(ConfigError, match="no run .* to extend; leave out --extend"):
+        extended(CONFIG, tmp_path)
+    for _ in distillation(teacher, data, CONFIG, tmp_path):
+        pass
+    with pytest.raises(ConfigError, match="num_steps is 4, but the run in .* has 8"):
+        extended(longer(4), tmp_path)
+    other = dataclasses.replace(extended(longer(12), tmp_path), steps=4)
+    with pytest.raises(ConfigError, match="another config"):
+        next(distillation(teacher, data, other, tmp_path).events())
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["num_steps"] == 8
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write('{"event": "stop", "step": 8, "reason": "enough"}\n')
+    with pytest.raises(ConfigError, match="ended by its stopping rule"):
+        extended(longer(12), tmp_path)
 
 
 def test_a_folder_of_another_teacher_or_other_pictures_is_refused(teacher, data, tmp_path):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from momatch.config.schema import OptimConfig, TrainConfig
@@ -29,6 +30,7 @@ from momatch.training.batches import image_batches
 from momatch.training.checkpoint import CheckpointError
 from momatch.training.loop import NonFiniteLossError, state_of, train
 from momatch.training.optim import Optimizer, learning_rate_schedule
+from momatch.utils.errors import Notice
 from momatch.utils.seeding import derive_seed, generator
 
 DATA = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
@@ -100,16 +102,57 @@ def test_at_most_two_checkpoints_are_kept_and_no_temporary_file(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "other networks"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "a flipped byte"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_taken(tmp_path, damage):
+    run(matching(), 12, tmp_path, stop_after=10)
+    before, newest = checkpoint.paths(tmp_path)
+    content = bytearray(newest.read_bytes())
+    content[-100] ^= 1  # the last bit of a weight
+    whole = {"truncated": content[: len(content) // 2], "empty": b"", "a flipped byte": content}[damage]
+    newest.write_bytes(whole)
+    with pytest.warns(Notice, match=f"{newest} is damaged.*going on from {before.name}, the last good one"):
+        resumed = run(matching(), 12, tmp_path)
+    unbroken = run(matching(), 12, None)
+    assert all(torch.equal(unbroken[key], resumed[key]) for key in unbroken)
+
+
+def test_without_a_good_checkpoint_nothing_is_begun_anew(tmp_path):
+    run(matching(), 12, tmp_path, stop_after=10)
+    for path in checkpoint.paths(tmp_path):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="step-00000010.*step-00000005.*to start again"):
+        run(matching(), 12, tmp_path)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_fingerprint_and_is_read(tmp_path):
+    run(matching(), 12, tmp_path, stop_after=10)
+    newest = checkpoint.paths(tmp_path)[-1]
+    with safe_open(newest, framework="pt") as file:
+        metadata = {k: v for k, v in file.metadata().items() if k != "fingerprint"}
+    save_file(load_file(newest), newest, metadata)
+    unbroken, resumed = run(matching(), 12, None), run(matching(), 12, tmp_path)
+    assert all(torch.equal(unbroken[key], resumed[key]) for key in unbroken)
+
+
+def test_as_many_checkpoints_stay_as_asked_for(tmp_path):
+    config = TrainConfig(num_steps=8, batch_size=16, checkpoint_every=1, keep=3)
+    for _ in train(matching(), image_batches(DATA, None, 16, seed=7), config, OPTIM, tmp_path):
+        pass
+    assert [path.name[5:13] for path in checkpoint.paths(tmp_path)] == ["00000006", "00000007", "00000008"]
+
+
+def test_a_longer_run_warms_up_anew_and_its_past_stays():
+    config = OptimConfig(learning_rate=1.0, warmup_steps=4)
+    rates = [learning_rate_schedule(config, n, 60, (20,)) for n in range(60)]
+    assert rates[:20] == [learning_rate_schedule(config, n, 20) for n in range(20)]
+    assert rates[20:] == [learning_rate_schedule(config, n, 40) for n in range(40)]
+
+
+@pytest.mark.parametrize("damage", ["foreign", "other networks"])
 def test_a_checkpoint_that_cannot_be_used_is_named_and_nothing_is_changed(tmp_path, damage):
     run(matching(), 12, tmp_path, stop_after=10)
     newest = checkpoint.paths(tmp_path)[-1]
-    content = newest.read_bytes()
-    if damage == "truncated":
-        newest.write_bytes(content[: len(content) // 2])
-    elif damage == "empty":
-        newest.write_bytes(b"")
-    elif damage == "foreign":
+    if damage == "foreign":
         save_file({"a": torch.zeros(2)}, newest)
     method = matching()
     if damage == "other networks":

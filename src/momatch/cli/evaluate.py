@@ -26,12 +26,13 @@ from momatch.data.images import Split
 from momatch.data.reading import Reading
 from momatch.data.sources import load_data
 from momatch.evaluation.conditions import fixed_cond
-from momatch.evaluation.evaluate import Candidate, Row, assess
+from momatch.evaluation.evaluate import Candidate, Row, assess, help_to_sample
 from momatch.evaluation.report.tables import evaluation_table
 from momatch.interop.compatibility import check_fit, check_null_condition, with_null_condition
 from momatch.interop.load import load_any, teacher_of_student
 from momatch.models.model import Model
 from momatch.models.provenance import Provenance
+from momatch.training import distributed
 from momatch.utils import devices
 from momatch.utils.errors import UsageError
 from momatch.utils.run_folder import RunFolder
@@ -115,6 +116,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
         for k in candidate.steps:
             candidate.model.check_request(parsed.num, k, cond, parsed.seed, parsed.batch_size)
     directory = Path(parsed.run) if RunFolder(Path(parsed.run)).exists else None
+    candidates = [replace(each, model=distributed.split(each.model)) for each in candidates]
     measure(directory, candidates, data, parsed.num, parsed.seed, console, parsed.batch_size)
 
 
@@ -235,7 +237,11 @@ def measure(
     """Evaluate and print the table; a line as each row is done, since some take long."""
     rows = []
     with follow_samples(console) as watch:
-        for row in assess(directory, candidates, data, num_samples, seed, watch, batch_size):
+        arguments = directory, candidates, data, num_samples, seed, watch, batch_size
+        if not distributed.is_main():
+            help_to_sample(*arguments)
+            return []
+        for row in assess(*arguments):
             rows.append(row)
             console.print(f"  measured: {row.name}, {count_of(row.steps, 'step')}")
     console.print(evaluation_table(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ COMMANDS = {
     "recipes": "list the recipes",
     "serve": "a page in the browser, a student beside its teacher: momatch serve RUN",
 }
+SHARED = "train-teacher", "distill", "sample", "evaluate"  # what several processes can do together
 _HOMES = {  # where in momatch.cli each is
     "demo": "train:demo",
     "train-teacher": "train:train_teacher",
@@ -46,7 +48,10 @@ _HOMES = {  # where in momatch.cli each is
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 1 failed, 2 wrong usage, 130 interrupted)."""
+    """Run one command; returns the exit code.
+
+    0 done, 1 failed, 2 wrong usage, 75 stopped by SIGTERM and to be run again, 130 interrupted.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
@@ -64,12 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     from momatch.utils.errors import Interrupted, RunError, UsageError
 
     try:
-        with _notices_as_sentences():
-            _command(name)(rest, Console(highlight=False))
+        with _notices_as_sentences(), _with_others(name) as speaks:
+            _command(name)(rest, Console(highlight=False, quiet=not speaks))
         return 0
     except Interrupted as interrupted:
         print(interrupted)
-        return 130
+        return interrupted.exit_code
     except UsageError as error:
         if debug:
             raise
@@ -88,6 +93,22 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"out of memory; {remedy}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+
+
+@contextmanager
+def _with_others(name: str) -> Iterator[bool]:
+    """Inside, the processes that torchrun started work together; gives whether this one prints."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield True
+        return
+
+    from momatch.training import distributed
+    from momatch.utils.errors import UsageError
+
+    if name not in SHARED:
+        raise UsageError(f"momatch {name} runs in one process; call it without torchrun")
+    with distributed.joined():
+        yield distributed.is_main()
 
 
 def _command(name: str) -> Callable[[list[str], Any], None]:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from momatch.evaluation.evaluate import Pair, Watch
 from momatch.interop.prepare import Done
 from momatch.methods.base import MethodConfig
+from momatch.training import distributed
 from momatch.training.run import Event, Run
 from momatch.utils.errors import Interrupted
 from momatch.utils.text import format_seconds
@@ -49,13 +50,16 @@ def follow(run: Run, title: str, console: Console) -> None:
                     console.print(f"{title}: {status.line(total)}", highlight=False, soft_wrap=True)
                 if event.stopped:
                     console.print(f"ended at step {event.record.step}: {event.stopped}", soft_wrap=True)
-                if stop.is_set() and event.record.step < total:
+                if distributed.any_of(stop.is_set()) and event.record.step < total:
+                    stop.set()  # in all processes, at the same step
+                    stop.preempted = distributed.any_of(stop.preempted)
                     break
         finally:
             events.close()
     if stop.is_set() and 0 < status.step < total and not status.ended:
         raise Interrupted(
-            f"stopped at step {status.step} of {total} and saved; run the same command again to go on"
+            f"stopped at step {status.step} of {total} and saved; run the same command again to go on",
+            preempted=stop.preempted,
         )
 
 
@@ -85,7 +89,8 @@ def follow_preparation(steps: Generator[Done, None, None], console: Console) -> 
             if stop.is_set() and done.samples < done.total:
                 raise Interrupted(
                     f"stopped at about {done.samples} of {done.total} samples; finished shards are kept, run "
-                    "the same command again to go on"
+                    "the same command again to go on",
+                    preempted=stop.preempted,
                 )
 
 
@@ -130,20 +135,29 @@ def _pace(done: int, left: int, seconds: float) -> str:
     return f"{speed:.3g} pictures/s  {format_seconds(left / speed)} left"
 
 
+class StopRequest(threading.Event):
+    """Set when the run is to stop; `preempted` if by SIGTERM, as machines are taken away, not by the user."""
+
+    preempted = False
+
+
 @contextmanager
-def stop_requests() -> Iterator[threading.Event]:
+def stop_requests() -> Iterator[StopRequest]:
     """An event that the first SIGINT or SIGTERM sets; the second one interrupts as usual.
 
     Outside the main thread, where Python takes no signals, the event is never set.
     """
-    stop = threading.Event()
+    stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def request(signum: int, frame: object) -> None:
         if stop.is_set():
+            if distributed.size() > 1:  # torchrun passes on a signal that the process group got as well
+                return
             raise KeyboardInterrupt
+        stop.preempted = signum == signal.SIGTERM
         stop.set()
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}

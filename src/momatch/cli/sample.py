@@ -26,6 +26,7 @@ from momatch.diffusion.denoiser import Cond
 from momatch.interop.autoencoder import decoder_of, to_pictures
 from momatch.interop.load import load_any
 from momatch.models.model import Model
+from momatch.training import distributed
 from momatch.utils import devices
 from momatch.utils.errors import Notice, UsageError
 from momatch.utils.text import count_of
@@ -104,7 +105,10 @@ def sample(arguments: list[str], console: Console) -> None:
         )
     model = guided(model, parsed.guidance, parsed.clip)
     decoder = decoder_of(model)
-    images = model.sample(num, steps, cond, parsed.seed, parsed.eta, parsed.batch_size).cpu()
+    shared = distributed.split(model)
+    images = shared.sample(num, steps, cond, parsed.seed, parsed.eta, parsed.batch_size).cpu()
+    if not distributed.is_main():
+        return
     if not images.isfinite().all():
         raise UsageError(f"{parsed.run} gave samples that are not finite; its training has broken down")
     images = images if decoder is None else decoder(images)

@@ -27,6 +27,7 @@ from momatch.interop.load import load_any
 from momatch.models.model import Model
 from momatch.networks.configs import UViTConfig
 from momatch.training.build import distillation, teacher_of, teacher_training
+from momatch.training.claims import extended
 from momatch.training.run import Run
 from momatch.utils import devices
 from momatch.utils.errors import Notice, UsageError
@@ -87,10 +88,13 @@ class TeacherArguments:
     Attributes:
         out: the run's folder.
         config: settings of the run.
+        extend: make the run in the folder longer, to the --train.num-steps given now: its learning rate rises
+            anew from its former end, and falls to 0 at its new one. Give it again to resume.
     """
 
     out: Path
     config: Annotated[TeacherConfig, tyro.conf.arg(name="")]
+    extend: bool = False
 
 
 def train_teacher(arguments: list[str], console: Console) -> None:
@@ -98,9 +102,10 @@ def train_teacher(arguments: list[str], console: Console) -> None:
     base, rest = base_config(arguments, TeacherConfig, "train-teacher")
     assert isinstance(base, TeacherConfig)
     parsed = parse(TeacherArguments, rest, "train-teacher RECIPE", TeacherArguments(tyro.MISSING, base))
-    data = load_data(parsed.config.data, parsed.config.image_size, parsed.config.reading)
-    notice_unread_captions(parsed.config, data.train)
-    run = teacher_training(data, parsed.config, parsed.out)
+    config = extended(parsed.config, parsed.out) if parsed.extend else parsed.config
+    data = load_data(config.data, config.image_size, config.reading)
+    notice_unread_captions(config, data.train)
+    run = teacher_training(data, config, parsed.out)
     finish(run, "training", console)
     out = shlex.quote(str(parsed.out))
     name = "emoji16-8" if run.model.cond_shapes else "digits-8"
@@ -147,10 +152,13 @@ class DistillArguments:
     Attributes:
         out: the run's folder.
         config: settings of the run.
+        extend: make the run in the folder longer, to the --train.num-steps given now: its learning rate rises
+            anew from its former end, and falls to 0 at its new one. Give it again to resume.
     """
 
     out: Path
     config: Annotated[DistillConfig, tyro.conf.arg(name="")]
+    extend: bool = False
 
 
 def distill(arguments: list[str], console: Console) -> None:
@@ -158,7 +166,7 @@ def distill(arguments: list[str], console: Console) -> None:
     base, rest = base_config(arguments, DistillConfig, "distill")
     assert isinstance(base, DistillConfig)
     parsed = parse(DistillArguments, rest, "distill RECIPE", DistillArguments(tyro.MISSING, base))
-    config = parsed.config
+    config = extended(parsed.config, parsed.out) if parsed.extend else parsed.config
     check_teacher_is_there(config)
     teacher, data = teacher_of(config), load_data(config.data, config.image_size, config.reading)
     finish(distillation(teacher, data, config, parsed.out), "distilling", console)

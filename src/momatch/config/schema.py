@@ -6,6 +6,7 @@ Bounds stand at the fields, so that a config is checked the moment it is made; s
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 from dataclasses import asdict, field
@@ -42,6 +43,7 @@ AtLeast0 = Annotated[int, Field(ge=0), Remedy("it must not be negative")]
 Positive = Annotated[float, Field(gt=0), Remedy("it must be above 0 and finite")]
 NotNegative = Annotated[float, Field(ge=0), Remedy("it must not be negative, and finite")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Parallel = Literal["auto", "ddp", "fsdp"]
 Device = Annotated[str, Remedy('give its name, such as "cuda:0"', of_types=True)]
 ImageSize = Annotated[int, Field(ge=0), Remedy("it must be 0 (as they are) or more")]
 
@@ -72,6 +74,12 @@ class TrainConfig:
         compile: how updates run: "none" runs operation by operation, "default" compiles the networks by
             torch.compile, "graph" records whole updates as CUDA graphs and replays them, which small networks
             gain most from; "auto" takes what fits the networks on a GPU, and none on a CPU.
+        keep: checkpoints that stay, the newest ones.
+        noise_slices: generators that a minibatch's noise comes from, each for a slice of its rows, so that
+            one of several processes draws only what it needs. The numbers depend on it, not on the number of
+            processes; 1 is a single generator, from which every process draws the whole minibatch's noise.
+        extended_at: steps at which the run had ended before it was made longer; the learning rate rose anew
+            after each. Set by --extend.
     """
 
     num_steps: Count = 3000
@@ -81,6 +89,25 @@ class TrainConfig:
     checkpoint_every: Count = 500
     prefetch: bool = True
     compile: Compile = "none"
+    keep: Count = 2
+    noise_slices: Count = 1
+    extended_at: Annotated[tuple[int, ...], Strict(False)] = ()
+
+    def __post_init__(self) -> None:
+        """The minibatch can be cut, and an extended run goes on after its former ends."""
+        require(
+            self.batch_size % self.noise_slices == 0,
+            "train.noise_slices",
+            self.noise_slices,
+            f"it must divide train.batch_size, which is {self.batch_size}",
+        )
+        ends = (0, *self.extended_at, self.num_steps)
+        require(
+            all(a < b for a, b in itertools.pairwise(ends)),
+            "train.extended_at",
+            self.extended_at,
+            f"it must rise, and end below train.num_steps, which is {self.num_steps}",
+        )
 
 
 @settings("optim")
@@ -331,6 +358,8 @@ class TeacherConfig:
         optim: optimizer.
         monitor: looks at the samples.
         device: where to train: "cpu", "cuda", "cuda:1"; "auto" is a GPU if there is one.
+        parallel: of several processes (torchrun): "ddp" gives each all weights, "fsdp" cuts them over the
+            processes; "auto" cuts what does not fit a GPU. One process ignores it.
         precision: of the networks' arithmetic: "bfloat16" is quicker on most GPUs. Weights, the optimizer and
             everything around the networks stay float32.
     """
@@ -354,6 +383,7 @@ class TeacherConfig:
     )
     monitor: MonitorConfig = field(default_factory=lambda: MonitorConfig(every=1000))
     device: Device = AUTO
+    parallel: Parallel = "auto"
     precision: Precision = "float32"
 
 
@@ -391,6 +421,7 @@ class DistillConfig:
         optim: optimizer, the same for student and auxiliary.
         monitor: looks at the samples.
         device: where to train: "cpu", "cuda", "cuda:1"; "auto" is a GPU if there is one.
+        parallel: of several processes; as in training a teacher.
         precision: of the networks' arithmetic, the teacher's too; as in training a teacher.
     """
 
@@ -419,6 +450,7 @@ class DistillConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     device: Device = AUTO
+    parallel: Parallel = "auto"
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:

@@ -89,6 +89,10 @@ class Denoiser(nn.Module):
         other.precision = precision
         return other
 
+    def fitting(self, count: int) -> int:
+        """Samples that a call may take, where `count` fit into the memory that is free here."""
+        return count
+
     @property
     def unwrapped(self) -> Denoiser:
         """The denoiser without guidance or clipping around it; this one, if there is none."""

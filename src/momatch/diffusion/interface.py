@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
 from torch import Tensor
+
+from momatch.utils.seeding import Generator
 
 Cond = dict[str, Tensor]  # what is asked for: by name, with a row for each sample
 DenoiserFunction = Callable[[Tensor, Tensor, Cond | None], Tensor]  # (z, logsnr, cond) → estimate of x
-Step = Callable[[int, Tensor, Tensor, torch.Generator | None], Tensor]  # (i, z, x, generator) → the next z
+Step = Callable[[int, Tensor, Tensor, Generator | None], Tensor]  # (i, z, x, generator) → the next z
 
 
 class Process(Protocol):
@@ -24,11 +25,11 @@ class Process(Protocol):
     `generator`.
     """
 
-    def prior(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def prior(self, like: Tensor, generator: Generator | None = None) -> Tensor:
         """Draw z_1, of like's shape, dtype and device."""
         ...
 
-    def corrupt(self, x: Tensor, logsnr: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def corrupt(self, x: Tensor, logsnr: Tensor, generator: Generator | None = None) -> Tensor:
         """Draw z_t ~ q(z_t | x)."""
         ...
 
@@ -38,7 +39,7 @@ class Process(Protocol):
         x: Tensor,
         logsnr_s: Tensor,
         logsnr_t: Tensor,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> Tensor:
         """Draw z_s ~ q(z_s | z_t, x) for λ_s ≥ λ_t; x may be an estimate."""
         ...

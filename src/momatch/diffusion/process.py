@@ -41,6 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from momatch.diffusion.interface import Process, Step
+from momatch.utils.seeding import Generator, normal
 
 Prediction = Literal["x", "eps", "v", "flow", "edm"]
 SIGMA_DATA = 0.5  # of every EDM model in use
@@ -92,11 +93,11 @@ def posterior_coefficients(logsnr_s: Tensor, logsnr_t: Tensor) -> tuple[Tensor, 
 
 
 def sample_posterior(
-    z_t: Tensor, x: Tensor, logsnr_s: Tensor, logsnr_t: Tensor, generator: torch.Generator | None = None
+    z_t: Tensor, x: Tensor, logsnr_s: Tensor, logsnr_t: Tensor, generator: Generator | None = None
 ) -> Tensor:
     """Draw z_s ~ q(z_s | z_t, x); arguments as in `posterior`, noise from `generator`."""
     mean, variance = posterior(z_t, x, logsnr_s, logsnr_t)
-    return torch.addcmul(mean, variance.sqrt(), _normal(z_t, generator))
+    return torch.addcmul(mean, variance.sqrt(), normal(z_t, generator))
 
 
 def step_coefficients(logsnr_s: Tensor, logsnr_t: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,13 +142,13 @@ def ddim_estimate(z_s: Tensor, z_t: Tensor, logsnr_s: Tensor, logsnr_t: Tensor) 
 class GaussianProcess(Process):
     """Equations (1) and (2), as samplers and methods call them."""
 
-    def prior(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def prior(self, like: Tensor, generator: Generator | None = None) -> Tensor:
         """z_1 ~ N(0, I)."""
-        return _normal(like, generator)
+        return normal(like, generator)
 
-    def corrupt(self, x: Tensor, logsnr: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def corrupt(self, x: Tensor, logsnr: Tensor, generator: Generator | None = None) -> Tensor:
         """z_t = α_t x + σ_t ε."""
-        return diffuse(x, logsnr, _normal(x, generator))
+        return diffuse(x, logsnr, normal(x, generator))
 
     def posterior_sample(
         self,
@@ -155,7 +156,7 @@ class GaussianProcess(Process):
         x: Tensor,
         logsnr_s: Tensor,
         logsnr_t: Tensor,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> Tensor:
         """z_s ~ q(z_s | z_t, x)."""
         return sample_posterior(z_t, x, logsnr_s, logsnr_t, generator)
@@ -164,9 +165,9 @@ class GaussianProcess(Process):
         """z_s = a z_t + b x + c ε, with numbers that are computed once, in logsnr's precision."""
         of_z, of_x, std = (c.tolist() for c in step_coefficients(logsnr[1:], logsnr[:-1], eta))
 
-        def step(i: int, z: Tensor, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        def step(i: int, z: Tensor, x: Tensor, generator: Generator | None) -> Tensor:
             z = (of_z[i] * z).add_(x, alpha=of_x[i])
-            return z.add_(_normal(z, generator), alpha=std[i]) if std[i] > 0 else z
+            return z.add_(normal(z, generator), alpha=std[i]) if std[i] > 0 else z
 
         return step
 
@@ -231,7 +232,3 @@ def per_sample(values: Tensor, data: Tensor) -> Tensor:
 
 def _like(logsnr: Tensor, data: Tensor) -> Tensor:
     return per_sample(logsnr.to(data.dtype), data)
-
-
-def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)

@@ -240,6 +240,31 @@ def assess(
             yield row
 
 
+def help_to_sample(
+    directory: Path | None,
+    candidates: Sequence[Candidate],
+    data: Split,
+    num_samples: int,
+    seed: int,
+    watch: Watch | None = None,
+    batch_size: int | None = None,
+) -> None:
+    """Draw what `assess` draws, and drop it: in a process that shares the sampling with one that measures.
+
+    Arguments as there.
+    """
+    for candidate in candidates:
+        model = candidate.model
+        for steps in candidate.steps:
+            cond = fixed_cond(model, data.heldout, num_samples)
+            noise_seed = seed + SAMPLE_SEED_OFFSET
+            for _ in model.sample_chunks(num_samples, steps, cond, noise_seed, batch_size=batch_size):
+                pass
+            if directory:
+                cond = fixed_cond(model, data.heldout, GRID_SAMPLES)
+                model.sample(GRID_SAMPLES, steps, cond, seed, batch_size=batch_size)
+
+
 def _keep(path: Path, row: Row, data_name: str) -> None:
     rows = [old for old in _rows(path, data_name) if _comparable(old, row)]
     rows = [old for old in rows if (old.name, old.steps) != (row.name, row.steps)] + [row]

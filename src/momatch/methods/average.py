@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from momatch.diffusion.denoiser import Denoiser
 from momatch.methods.base import Batch, Method, Update, Wrapper
+
+
+def _by_kind(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Torch's moving average, of lists with weights cut over processes beside buffers that are not."""
+    move = get_ema_multi_avg_fn(decay)
+
+    def move_each_kind(averages: list[Tensor], current: list[Tensor], count: Any) -> None:
+        for kind in {type(average) for average in averages}:
+            some = [i for i, average in enumerate(averages) if type(average) is kind]
+            move([averages[i] for i in some], [current[i] for i in some], count)
+
+    return move_each_kind
 
 
 class Averaged(Wrapper):
@@ -25,7 +38,7 @@ class Averaged(Wrapper):
         super().__init__(method)
         self.role = role
         student = method.trainable[role]
-        self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self.average = AveragedModel(student, multi_avg_fn=_by_kind(decay), use_buffers=True)
         self.average.eval().requires_grad_(False)
 
     @property

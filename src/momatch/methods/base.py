@@ -7,7 +7,7 @@ names it; the command line, plan, progress, report and checkpoints read what the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,17 +17,22 @@ from torch import Tensor, nn
 from momatch.diffusion.interface import Cond, cond_rows
 from momatch.diffusion.process import per_sample
 from momatch.diffusion.sampling import SamplerName
+from momatch.utils.seeding import Generator, normal, uniform
 from momatch.utils.settings import settings
 
 if TYPE_CHECKING:
     from momatch.methods.context import Context
 
 __all__ = [
+    "Average",
     "Batch",
+    "Deviation",
     "Method",
     "MethodConfig",
+    "Metric",
     "Update",
     "Wrapper",
+    "alone",
     "per_sample",
     "sample_statistics",
     "saturation",
@@ -42,13 +47,14 @@ class Batch:
         x: (B, …) clean data.
         cond: condition of each sample, or None.
         generator: on x's device; seeded by the run's seed and the step, so a step can be repeated exactly.
+            Where other processes hold parts of the batch, a `RowsGenerator`: draw by `normal` and `uniform`.
         rows: (B,) which rows of the data they are, on the CPU, so that a method can look up what a tensor
             cannot hold, such as prompts; None where they come from no table.
     """
 
     x: Tensor
     cond: Cond | None
-    generator: torch.Generator
+    generator: Generator
     rows: Tensor | None = None
 
     def halves(self) -> tuple[Batch, Batch]:
@@ -60,16 +66,41 @@ class Batch:
 
     def _part(self, part: slice) -> Batch:
         rows = None if self.rows is None else self.rows[part]
-        return Batch(self.x[part], cond_rows(self.cond, part), self.generator, rows)
+        source = self.generator if isinstance(self.generator, torch.Generator) else self.generator.half()
+        return Batch(self.x[part], cond_rows(self.cond, part), source, rows)
 
     def normal(self) -> Tensor:
         """ε ~ N(0, I) in the shape of x."""
-        return torch.randn(self.x.shape, generator=self.generator, device=self.x.device, dtype=self.x.dtype)
+        return normal(self.x, self.generator)
 
     def uniform(self, rows: int = 1) -> Tensor:
         """(rows, B) numbers from U[0, 1)."""
-        shape = (rows, len(self.x))
-        return torch.rand(shape, generator=self.generator, device=self.x.device, dtype=self.x.dtype)
+        return uniform((rows, len(self.x)), self.x, self.generator)
+
+    def generator_of(self, rows: Tensor) -> Generator:
+        """Source of noise for `rows` (M,) int64 of the batch alone, which are chosen as the step goes."""
+        source = self.generator
+        return source if isinstance(source, torch.Generator) else source.only(rows, len(self.x))
+
+
+Average = Callable[[Iterable[Tensor]], None]  # makes each, in place, its mean over all processes
+
+
+def alone(tensors: Iterable[Tensor]) -> None:
+    """The `Average` of a single process: nothing to do."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The standard deviation of all values; not a number yet, since other processes may hold more of them."""
+
+    values: Tensor
+
+    def __float__(self) -> float:
+        return float(self.values.std())
+
+
+Metric = Tensor | Deviation
 
 
 @dataclass(frozen=True)
@@ -78,12 +109,13 @@ class Update:
 
     Attributes:
         losses: for each role that learns in this step, the scalar to descend. Each reaches its own role's
-            parameters only.
-        metrics: computes the numbers worth logging; called at logging steps alone, since it costs time.
+            parameters only. A mean over the batch, so that the mean over parts of it is that of all.
+        metrics: computes the numbers worth logging; called at logging steps alone, since it costs time. Each
+            is a mean over the batch too, or a `Deviation`.
     """
 
     losses: dict[str, Tensor]
-    metrics: Callable[[], dict[str, Tensor]]
+    metrics: Callable[[], Mapping[str, Metric]]
 
 
 class Method(ABC):
@@ -218,11 +250,11 @@ class MethodConfig:
         raise NotImplementedError(f"{type(self).__name__} does not build a method")
 
 
-def sample_statistics(x_tilde: Tensor) -> dict[str, Tensor]:
+def sample_statistics(x_tilde: Tensor) -> dict[str, Metric]:
     """Mean, standard deviation and share of saturated values (|x̃| > 1.1) of what the student makes."""
     return {
         "student_mean": x_tilde.mean(),
-        "student_std": x_tilde.std(),
+        "student_std": Deviation(x_tilde),
         "student_saturation": saturation(x_tilde),
     }
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from momatch.diffusion.denoiser import Denoiser
 from momatch.diffusion.schedules import NoiseSchedule
-from momatch.methods.base import Batch
+from momatch.methods.base import Average, Batch, alone
 from momatch.methods.transition import Transition
 from momatch.methods.weighting import Weighting
 
@@ -27,6 +27,10 @@ class Context:
         second_moments: number of minibatches → v̂ by parameter name of `teacher`: estimated on that many, or,
             for 0, those that came with the teacher.
         minibatch: size → the first minibatch of that size, to try things on.
+        average: makes tensors, in place, their means over all processes, where several share each minibatch.
+            Gradients of `Update.losses` are averaged by the training loop; this is for what else is a mean.
+        sharded: whether the networks will be cut over processes once the algorithm is built (FSDP2): they can
+            then be called, and differentiated backwards, but not taken apart.
     """
 
     teacher: Denoiser
@@ -36,6 +40,8 @@ class Context:
     auxiliary: Callable[[], Denoiser]
     second_moments: Callable[[int], dict[str, Tensor]]
     minibatch: Callable[[int], Batch]
+    average: Average = alone
+    sharded: bool = False
 
     @property
     def schedule(self) -> NoiseSchedule:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -17,12 +18,23 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from momatch.diffusion.denoiser import Denoiser
-from momatch.methods.base import Batch, Method, MethodConfig, Update, per_sample, sample_statistics
+from momatch.methods.base import (
+    Average,
+    Batch,
+    Method,
+    MethodConfig,
+    Metric,
+    Update,
+    alone,
+    per_sample,
+    sample_statistics,
+)
 from momatch.methods.context import Context
 from momatch.methods.denoising import Denoising
-from momatch.methods.jvp import Product, choose_product, forward_product
+from momatch.methods.jvp import Product, choose_product, forward_product, norm, shifting_product
 from momatch.methods.transition import Draw, Transition
 from momatch.methods.weighting import Weighting, flat
+from momatch.utils.errors import ConfigError
 from momatch.utils.settings import settings
 
 
@@ -43,6 +55,7 @@ class Instant(Method):
         product: how (∂g_θ/∂θ) ν is computed; see `momatch.methods.jvp`.
         centre: subtract the gradient that the teacher gets from real data, which a teacher that has not
             converged still has. The student is then matched to the data where the teacher is wrong.
+        average: of the teacher's gradient over all processes: ν is that of the whole minibatch A.
     """
 
     def __init__(
@@ -54,6 +67,7 @@ class Instant(Method):
         weighting: Weighting | None = None,
         product: Product = forward_product,
         centre: bool = False,
+        average: Average = alone,
     ):
         self.teacher = teacher.eval().requires_grad_(False)
         self.student = student
@@ -62,6 +76,7 @@ class Instant(Method):
         self.weighting = weighting or flat()
         self.product = product
         self.centre = centre
+        self.average = average
         # The teacher's parameters as leaves that can be differentiated; they share its memory.
         self.theta = {
             name: parameter.detach().requires_grad_()
@@ -78,6 +93,7 @@ class Instant(Method):
         if self.centre:
             data_gradient = self.teacher_gradient(self._real(a), a)
             gradient = {name: g - data_gradient[name] for name, g in gradient.items()}
+        self.average(gradient.values())
         nu = {name: -self.preconditioner[name] * g for name, g in gradient.items()}
 
         # minimise over η   E_B[ w(s) x̃ᵀ stop_grad{ (∂g_θ(z_s)/∂θ) ν } ]
@@ -87,13 +103,12 @@ class Instant(Method):
         w = per_sample(self.weighting(draw.logsnr_s, x_sample, x_teacher), x_sample)
         loss = (w * change * draw.x_tilde).mean()
 
-        def metrics() -> dict[str, Tensor]:
+        def metrics() -> dict[str, Metric]:
             # E_B w (x̃ − g_θ)ᵀ(Jν): the same gradient in x̃, and mean ½ E[G]ᵀΛE[G] ≥ 0.
             value = (w * change * (x_sample - x_teacher)).mean()
             if self.centre:
                 value = value - self._data_value(nu, b)
-            size = torch.stack([v.square().sum() for v in nu.values()]).sum().sqrt()
-            return {"instant_loss": value, "nu_norm": size, **sample_statistics(x_sample)}
+            return {"instant_loss": value, "nu_norm": self._norm(nu), **sample_statistics(x_sample)}
 
         return Update({"student": loss}, metrics)
 
@@ -122,6 +137,9 @@ class Instant(Method):
         pairs = zip(self.theta.items(), gradients, strict=True)
         return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
 
+    def _norm(self, nu: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([v.square().sum() for v in nu.values()]).sum().sqrt()
+
     def _real(self, batch: Batch) -> Draw:
         """Real data in place of the student's samples, at noise levels from the same density."""
         s = self.transition.density(batch.uniform().squeeze(0))
@@ -134,6 +152,45 @@ class Instant(Method):
         x_teacher, change = self.product(self.teacher, nu, real.z_s, real.logsnr_s, batch.cond)
         w = per_sample(self.weighting(real.logsnr_s, batch.x, x_teacher), batch.x)
         return (w * change * (batch.x - x_teacher)).mean()
+
+
+class ShardedInstant(Instant):
+    """Algorithm 3 with a teacher that is cut over processes (FSDP2) after this was made.
+
+    An ordinary backward pass gives each process its part of the gradient, averaged over all of them; Λ and ν
+    are cut alike, and the product is a central difference, for which each process shifts its own part.
+    """
+
+    def step(self, step: int, batch: Batch) -> Update:
+        """As Instant's; cuts Λ before the first one."""
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        self.theta = {k: p for k, p in self.teacher.named_parameters() if k in self.preconditioner}
+        for name, parameter in self.theta.items():
+            scale = self.preconditioner[name]
+            if isinstance(parameter, DTensor) and not isinstance(scale, DTensor):
+                mesh, placements = parameter.device_mesh, parameter.placements
+                self.preconditioner[name] = distribute_tensor(scale, mesh, placements, src_data_rank=None)
+        return super().step(step, batch)
+
+    def teacher_gradient(self, draw: Draw, batch: Batch) -> dict[str, Tensor]:
+        """As Instant's, in parts."""
+        x_sample = draw.x_tilde.detach()
+        for parameter in self.theta.values():
+            parameter.requires_grad_(True)
+            parameter.grad = torch.zeros_like(parameter)
+        with torch.enable_grad():
+            x_teacher = self.teacher(draw.z_s, draw.logsnr_s, batch.cond)
+            w = per_sample(self.weighting(draw.logsnr_s, x_sample, x_teacher), x_sample)
+            (w * (x_sample - x_teacher).square()).mean().backward()
+        gradients = {k: p.grad for k, p in self.theta.items() if p.grad is not None}
+        for parameter in self.theta.values():
+            parameter.grad = None
+            parameter.requires_grad_(False)
+        return gradients
+
+    def _norm(self, nu: Mapping[str, Tensor]) -> Tensor:
+        return norm(nu)
 
 
 def adam_preconditioner(second_moments: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
@@ -157,7 +214,7 @@ def adam_preconditioner(second_moments: Mapping[str, Tensor], eps: float) -> dic
 
 
 def estimate_second_moments(
-    teacher: Denoising, batches: Callable[[int], Batch], steps: int
+    teacher: Denoising, batches: Callable[[int], Batch], steps: int, average: Average = alone
 ) -> dict[str, Tensor]:
     """v̂ of a teacher whose optimizer state is lost: the mean square of its loss's gradient over minibatches.
 
@@ -165,6 +222,7 @@ def estimate_second_moments(
         teacher: the teacher's training loss; its denoiser is left as it is.
         batches: step → minibatch of real data.
         steps: how many minibatches; some hundreds.
+        average: of gradients over the processes that share each minibatch.
     """
     network = copy.deepcopy(teacher.denoiser).requires_grad_(True)
     loss = Denoising(
@@ -175,6 +233,7 @@ def estimate_second_moments(
     for step in range(steps):
         value = loss.step(step, batches(step)).losses["teacher"]
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        average(gradient for gradient in gradients if gradient is not None)
         for sum_of_squares, gradient in zip(total, gradients, strict=True):
             if gradient is not None:
                 sum_of_squares.addcmul_(gradient, gradient)
@@ -230,8 +289,32 @@ class InstantConfig(MethodConfig):
     def build(self, context: Context) -> Instant:
         """Λ from second moments of the teacher; forward mode where the network can."""
         scale = adam_preconditioner(context.second_moments(self.lambda_steps), self.lambda_eps)
+        if context.sharded:
+            return self._build_sharded(context, scale)
         probe = context.minibatch(2)
         logsnr = context.schedule(torch.full((len(probe.x),), 0.5))
         _, product = choose_product(self.product, context.teacher, probe.x, logsnr, probe.cond)
-        networks = context.teacher, context.student
-        return Instant(*networks, context.transition, scale, context.weighting, product, self.centre)
+        return self._made(Instant, context, scale, product)
+
+    def _build_sharded(self, context: Context, scale: Mapping[str, Tensor]) -> Instant:
+        if self.product == "forward":
+            raise ConfigError(
+                "method.product is 'forward', which cannot pass weights that are cut over processes; use "
+                "method.product=difference, or parallel=ddp"
+            )
+        context = replace(context, average=alone)  # backward does it
+        return self._made(ShardedInstant, context, scale, shifting_product)
+
+    def _made(
+        self, kind: type[Instant], context: Context, scale: Mapping[str, Tensor], product: Product
+    ) -> Instant:
+        return kind(
+            context.teacher,
+            context.student,
+            context.transition,
+            scale,
+            context.weighting,
+            product,
+            self.centre,
+            context.average,
+        )

@@ -72,6 +72,34 @@ def difference_product(
     return output if clip is None else output.clamp(-clip, clip), (ahead - behind) / (2 * h)
 
 
+@torch.no_grad()
+def shifting_product(
+    denoiser: nn.Module, direction: Mapping[str, Tensor], z: Tensor, logsnr: Tensor, cond: Cond | None
+) -> tuple[Tensor, Tensor]:
+    """As `difference_product`, the weights being shifted in place, and put back, to the last bit.
+
+    For weights that are cut over processes: `direction` is cut alike, and each process shifts its own part.
+    """
+    clip = denoiser.clip if isinstance(denoiser, Denoiser) else None
+    parameters = {k: v for k, v in denoiser.named_parameters() if k in direction}
+    size = float(norm(direction))
+    h = RELATIVE_STEP * float(norm(parameters)) / size if size > 0 else 1.0
+    before = {k: v.clone() for k, v in parameters.items()}
+    outputs = []
+    with _unclipped(denoiser), _in_float32(denoiser):
+        try:
+            for sign in (1, -1):
+                for k, v in parameters.items():
+                    v.copy_(torch.add(before[k], direction[k], alpha=sign * h))
+                outputs.append(denoiser(z, logsnr, cond))
+        finally:
+            for k, v in parameters.items():
+                v.copy_(before[k])
+    ahead, behind = outputs
+    output = (ahead + behind) / 2
+    return output if clip is None else output.clamp(-clip, clip), (ahead - behind) / (2 * h)
+
+
 def choose_product(
     mode: ProductMode, denoiser: nn.Module, z: Tensor, logsnr: Tensor, cond: Cond | None
 ) -> tuple[str, Product]:
@@ -165,5 +193,7 @@ def _in_float32(denoiser: nn.Module) -> Iterator[None]:
 
 
 def norm(tensors: Mapping[str, Tensor]) -> Tensor:
-    """‖·‖₂ of all tensors together, a scalar."""
-    return torch.stack([torch.linalg.vector_norm(t) for t in tensors.values()]).norm()
+    """‖·‖₂ of all tensors together, a scalar; of all of each tensor that is cut over processes."""
+    total = torch.stack([torch.linalg.vector_norm(t) for t in tensors.values()]).norm()
+    gather = getattr(total, "full_tensor", None)  # of a DTensor
+    return gather() if gather else total

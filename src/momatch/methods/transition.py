@@ -96,10 +96,11 @@ class Transition:
         z = self.process.prior(batch.x, batch.generator)
         for left in range(self.steps, 1, -1):
             going = (calls_left < left).nonzero().squeeze(1)
-            if len(going) == 0:
+            if len(going) == 0 and isinstance(batch.generator, torch.Generator):
                 continue
             times = torch.tensor([[left], [left - 1]], device=z.device, dtype=z.dtype) / self.steps
             logsnr_t, logsnr_s = self.schedule(times).expand(2, len(going)).unbind()
-            x = student(z[going], logsnr_t, cond_rows(batch.cond, going))
-            z[going] = self.process.posterior_sample(z[going], x, logsnr_s, logsnr_t, batch.generator)
+            x = student(z[going], logsnr_t, cond_rows(batch.cond, going)) if len(going) else z[going]
+            noise = batch.generator_of(going)  # drawn even if for no row: other parts may need some
+            z[going] = self.process.posterior_sample(z[going], x, logsnr_s, logsnr_t, noise)
         return z

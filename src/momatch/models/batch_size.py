@@ -28,7 +28,7 @@ def fitting(denoiser: Denoiser, z: Tensor, logsnr: Tensor, cond: Cond | None) ->
     if len(z) == 1 or z[0].numel() <= SMALL:
         return len(z)
     room = SHARE * memory.free_bytes(z.device) - CARRIED * z.numel() * z.element_size()
-    return max(1, min(len(z), int(room // _bytes_of_one(denoiser, z, logsnr, cond))))
+    return min(len(z), denoiser.fitting(max(1, int(room // _bytes_of_one(denoiser, z, logsnr, cond)))))
 
 
 @torch.no_grad()

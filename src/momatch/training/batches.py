@@ -11,7 +11,7 @@ from torch import Tensor
 from momatch.data.paraphrases import Wordings
 from momatch.data.rows import Rows
 from momatch.methods.base import Batch
-from momatch.utils.seeding import generator
+from momatch.utils.seeding import Generator, RowsGenerator, generator
 
 Batches = Callable[[int], Batch]
 
@@ -23,8 +23,15 @@ def image_batches(
     seed: int,
     conditions: Mapping[str, Tensor | Rows] | None = None,
     device: torch.device | str = "cpu",
+    noise_slices: int = 1,
+    minibatches: int = 1,
+    part: int = 0,
+    parts: int = 1,
 ) -> Batches:
     """Step → `batch_size` pictures drawn with replacement, and the generator for that step's noise.
+
+    With `parts`, one equal part of each minibatch: all parts together are the batch of one process, with the
+    same noise for every picture.
 
     Args:
         images: (N, …) all pictures or latents.
@@ -34,24 +41,39 @@ def image_batches(
         conditions: (N, …) each, given in cond under their own names; of several wordings one is drawn.
         device: where to train. Which pictures are drawn is the same everywhere; noise is drawn there, and a
             GPU has other random numbers than the CPU.
+        noise_slices: generators that the noise of a minibatch comes from, each for a slice of its rows; which
+            numbers they are depends on it. 1 is a single generator.
+        minibatches: that the method will cut the batch into.
+        part: which part of each minibatch is wanted, 0 … parts − 1.
+        parts: how many there are; a process each.
     """
     asked: dict[str, Tensor | Rows] = {**({} if labels is None else {"label": labels}), **(conditions or {})}
+    worded = {key: rows for key, rows in asked.items() if isinstance(rows, Wordings)}
 
     on_cpu = torch.device(device).type == "cpu"
+    own = torch.arange(batch_size).view(minibatches, parts, -1)[:, part].flatten() if parts > 1 else None
+
+    def noise_of(step: int, single: torch.Generator | None) -> Generator:
+        """Slices only where there are more than one, or others hold some of the rows."""
+        if noise_slices == 1:
+            single = single or generator(seed, "train", step, device=device)
+            return single if parts == 1 else RowsGenerator([single], part, parts, minibatches)
+        slices = [generator(seed, "train", step, i, device=device) for i in range(noise_slices)]
+        return RowsGenerator(slices, part, parts, minibatches)
 
     def batch(step: int) -> Batch:
         rng = generator(seed, "train", step)
         index = torch.randint(len(images), (batch_size,), generator=rng)
+        u = torch.rand(batch_size, generator=rng) if worded else None
+        if own is not None:  # of the whole batch's numbers, which every process draws
+            index, u = index[own], None if u is None else u[own]
         cond = {key: rows[index] for key, rows in asked.items() if not isinstance(rows, Wordings)}
-        worded = {key: rows for key, rows in asked.items() if isinstance(rows, Wordings)}
-        if worded:
-            u = torch.rand(batch_size, generator=rng)
+        if u is not None:
             cond |= {key: rows.draw(index, u) for key, rows in worded.items()}
         if on_cpu:
-            return Batch(images[index], cond or None, rng, index)
+            return Batch(images[index], cond or None, noise_of(step, rng), index)
         x, *rest = (_sent(value, device) for value in (images[index], *cond.values()))
-        noise = generator(seed, "train", step, device=device)
-        return Batch(x, dict(zip(cond, rest, strict=True)) or None, noise, index)
+        return Batch(x, dict(zip(cond, rest, strict=True)) or None, noise_of(step, None), index)
 
     return batch
 

@@ -6,7 +6,6 @@ student = distill(teacher, data, config, directory)     # start to end
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from momatch.config.schema import AdapterConfig, DistillConfig, TeacherConfig, to_json
+from momatch.config.schema import AdapterConfig, DistillConfig, TeacherConfig, TrainConfig, to_json
 from momatch.data.emoji import MASK, TOKENS
 from momatch.data.images import ImageSet, Split, stratified_split
 from momatch.data.rows import Rows
@@ -36,13 +35,13 @@ from momatch.models.provenance import Inputs, Provenance
 from momatch.networks import registry
 from momatch.networks.configs import UViTConfig
 from momatch.networks.lora import AdaptedNetwork, share
-from momatch.training import checkpoint
+from momatch.training import checkpoint, distributed, sharding
 from momatch.training.batches import Batches, image_batches
-from momatch.training.run import Best, Run, claim
+from momatch.training.claims import alone_in, claim
+from momatch.training.run import Best, Run
 from momatch.utils import devices
 from momatch.utils.errors import ConfigError
 from momatch.utils.files import as_path
-from momatch.utils.run_folder import exclusive
 from momatch.utils.seeding import derive_seed
 from momatch.utils.settings import shown
 
@@ -63,6 +62,7 @@ def distillation(
     if config.guidance.scale:
         fit.check_null_condition(teacher, data.train, config.guidance.scale)
     path = _path(directory)
+    distributed.check_source(config)
     inputs = Inputs(teacher.fingerprint(), data.train.fingerprint())
     images = reference = data.train
     if config.stopping.active:
@@ -75,7 +75,9 @@ def distillation(
             )
     schedule = config.schedule.build(teacher.schedule, config.steps)
     student, network = _student(teacher, config)
-    method = _method(teacher, student, schedule, images, config, path, inputs)
+    learning = len(config.method.learning) + bool(config.ema.decay)
+    sharded = sharding.wanted(config, teacher.denoiser, learning)
+    method = _method(teacher, student, schedule, images, config, path, inputs, sharded)
     if config.warm_start_steps:
         method = WarmStart(_denoising(student, schedule), method, config.warm_start_steps)
     shown = student
@@ -94,6 +96,8 @@ def distillation(
         latent=teacher.provenance.latent,
         class_names=tuple(data.train.class_names),
     )
+    if sharded:
+        sharding.shard(method)
     model = Student(
         shown,
         network,
@@ -105,8 +109,7 @@ def distillation(
         cond_shapes=teacher.cond_shapes,
         sampler=config.method.sampler,
     )
-    size = config.train.batch_size * config.method.minibatches
-    batches = _batches(images, teacher, config.train.seed, size)
+    batches = _shared_batches(images, teacher, config.train, config.method.minibatches)
     return Run(config, method, batches, model, images, path, reference, Best(path), inputs)
 
 
@@ -193,6 +196,7 @@ def _method(
     config: DistillConfig,
     directory: Path | None,
     inputs: Inputs,
+    sharded: bool,
 ) -> Method:
     """The algorithm that the config names, on these networks and data."""
     guided = config.guidance.apply(teacher.denoiser)
@@ -206,8 +210,7 @@ def _method(
     )
 
     def second_moments(steps: int) -> dict[str, Tensor]:
-        alone = exclusive(directory, "training in") if steps and directory else contextlib.nullcontext()
-        with alone:  # or another process could take this estimate for its own
+        with alone_in(directory if steps else None):  # or another run could take this estimate for its own
             moments = _second_moments(teacher, data, config, steps, directory, inputs)
         # The guided denoiser names the same parameters otherwise.
         name_of = {id(p): name for name, p in teacher.denoiser.unwrapped.named_parameters()}
@@ -221,6 +224,8 @@ def _method(
         auxiliary=lambda: _auxiliary(teacher, config),
         second_moments=second_moments,
         minibatch=lambda size: _batches(data, teacher, config.train.seed, size)(0),
+        average=distributed.average,
+        sharded=sharded,
     )
     return config.method.build(context)
 
@@ -243,8 +248,11 @@ def _second_moments(
 
     On the teacher's device.
     """
-    if steps and directory:
+    own = directory / SECOND_MOMENTS if directory else None
+    estimated = False
+    if steps and directory and own:
         claim(directory, config, inputs)  # first, since it drops an estimate that belongs to another run
+        estimated = distributed.on_main(own.is_file)
     if not steps:
         moments = teacher.second_moments()
         if moments is None:
@@ -252,15 +260,13 @@ def _second_moments(
                 "this teacher comes without second-moments.safetensors, and method.lambda_steps is 0; "
                 "set method.lambda_steps to 300, to estimate them on the data"
             )
-    elif directory and (directory / SECOND_MOMENTS).is_file():
-        moments = checkpoint.load_tensors(directory / SECOND_MOMENTS)
+    elif own and estimated:
+        moments = distributed.tensors_on_main(lambda: checkpoint.load_tensors(own))
     else:
-        size = config.train.batch_size * config.method.minibatches
-        batches = _batches(data, teacher, config.train.seed, size)
-        moments = estimate_second_moments(
-            _denoising(teacher.denoiser.unwrapped, teacher.schedule), batches, steps
-        )
-        if directory:
+        batches = _shared_batches(data, teacher, config.train, config.method.minibatches)
+        loss = _denoising(teacher.denoiser.unwrapped, teacher.schedule)
+        moments = estimate_second_moments(loss, batches, steps, distributed.average)
+        if directory and distributed.is_main():
             checkpoint.save_tensors(directory / SECOND_MOMENTS, moments)
     wanted = {name: p.shape for name, p in teacher.denoiser.unwrapped.named_parameters()}
     if {name: v.shape for name, v in moments.items()} != wanted:
@@ -310,6 +316,8 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         config.weighting.build_density(schedule),
         config.cond_dropout,
     )
+    if sharding.wanted(config, denoiser, 1):
+        sharding.shard(method)
     inputs = Inputs(data=images.fingerprint())
     pipeline, text_encoder = _encoders(images)
     origin = Provenance(
@@ -332,7 +340,7 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         origin,
         cond_shapes=shapes,
     )
-    batches = _batches(images, model, config.train.seed, config.train.batch_size)
+    batches = _shared_batches(images, model, config.train)
     path = _path(directory)
     return Run(config, method, batches, model, images, path, images, Best(None), inputs)
 
@@ -375,7 +383,15 @@ def _path(directory: str | Path | None) -> Path | None:
     return None if directory is None else as_path(directory, "the run's folder")
 
 
-def _batches(images: ImageSet, model: Model, seed: int, size: int) -> Batches:
+def _batches(images: ImageSet, model: Model, seed: int, size: int, **sharing: int) -> Batches:
     labels = images.labels if model.num_classes else None
     conditions = {name: images.conditions[name] for name in model.cond_shapes}
-    return image_batches(images.images, labels, size, seed, conditions, model.device)
+    return image_batches(images.images, labels, size, seed, conditions, model.device, **sharing)
+
+
+def _shared_batches(images: ImageSet, model: Model, train: TrainConfig, minibatches: int = 1) -> Batches:
+    """This process' part of the run's batches, of so many minibatches each."""
+    distributed.check_batch(train.batch_size)
+    parts = {"part": distributed.rank(), "parts": distributed.size()}
+    sharing = {"noise_slices": train.noise_slices, "minibatches": minibatches, **parts}
+    return _batches(images, model, train.seed, train.batch_size * minibatches, **sharing)

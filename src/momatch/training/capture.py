@@ -134,15 +134,20 @@ class Captured:
         recording = self.recordings[kind]
         for own, value in zip(_tensors(recording.batch), _tensors(batch), strict=True):
             own.copy_(value)
-        recording.batch.generator.set_state(batch.generator.get_state())
+        _generator(recording.batch).set_state(_generator(batch).get_state())
         recording.replay()
         return recording.outcome
 
     def _record(self, step: int, batch: Batch) -> _Recording:
         cond = None if batch.cond is None else {key: value.clone() for key, value in batch.cond.items()}
-        own = Batch(batch.x.clone(), cond, torch.Generator(batch.generator.device))
-        replay, outcome = self.recorder.record(lambda: self.updater(step, own), own.generator)
+        own = Batch(batch.x.clone(), cond, torch.Generator(batch.x.device))
+        replay, outcome = self.recorder.record(lambda: self.updater(step, own), _generator(own))
         return _Recording(own, replay, outcome)
+
+
+def _generator(batch: Batch) -> torch.Generator:
+    assert isinstance(batch.generator, torch.Generator)  # `train` records nothing else
+    return batch.generator
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

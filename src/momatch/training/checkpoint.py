@@ -1,13 +1,15 @@
 """Checkpoints: one safetensors file each, written whole or not at all.
 
 A file is written under a temporary name, forced to disk and renamed, so at every moment the newest complete
-checkpoint survives whatever happens. It holds the weights of every role and the state of every optimizer;
-there is no random state to keep, since all randomness is a function of (seed, step).
+checkpoint survives whatever happens. It holds the weights of every role, the state of every optimizer, and a
+fingerprint of both, by which damage on the disk is noticed: the checkpoint before is then taken. There is no
+random state to keep, since all randomness is a function of (seed, step).
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from momatch.training.optim import Optimizer
-from momatch.utils.errors import UsageError
-from momatch.utils.files import write_atomically
+from momatch.training import distributed, sharding
+from momatch.training.optim import RoleOptimizer
+from momatch.utils.errors import Notice, UsageError
+from momatch.utils.files import fingerprint, write_atomically
 
 FORMAT = "momatch-checkpoint-1"
 
@@ -47,28 +50,37 @@ class State:
     """
 
     networks: Mapping[str, nn.Module]
-    optimizers: Mapping[str, Optimizer]
+    optimizers: Mapping[str, RoleOptimizer]
     kept: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
-def save(directory: Path, progress: Progress, state: State, keep: int = 2) -> Path:
+def save(directory: Path, progress: Progress, state: State, keep: int = 2) -> None:
     """Write `directory/step-00001234.safetensors` and drop all but the newest `keep`.
+
+    All processes must call it, and the main one writes.
 
     Raises:
         OSError: if it cannot be written; older checkpoints are untouched.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for role, network in state.networks.items():
         tensors |= _tensors(role, network, state.optimizers[role])
     for name, module in state.kept.items():
         tensors |= _copies(module.state_dict(prefix=f"kept.{name}."))
-    metadata = {"format": FORMAT, "progress": json.dumps(vars(progress))}
+    distributed.on_main(lambda: _write(directory, progress, tensors, keep))
+
+
+def _write(directory: Path, progress: Progress, tensors: dict[str, Tensor], keep: int) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    metadata = {
+        "format": FORMAT,
+        "progress": json.dumps(vars(progress)),
+        "fingerprint": fingerprint(tensors),
+    }
     path = directory / f"step-{progress.step:08d}.safetensors"
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
     for old in paths(directory)[:-keep]:
         old.unlink()
-    return path
 
 
 def paths(directory: Path) -> list[Path]:
@@ -82,28 +94,25 @@ def newest_step(directory: Path) -> int:
 
 
 def restore(directory: Path, state: State) -> Progress:
-    """Load the newest checkpoint into `state`, in place; without any, start afresh.
+    """Load the newest checkpoint that is whole into `state`, in place; without any, start afresh.
+
+    The main process reads, and tells the others.
 
     Raises:
-        CheckpointError: if the newest checkpoint is damaged or of other networks; nothing is loaded then.
+        CheckpointError: if there are checkpoints, but none is whole, or the newest whole one is of other
+            networks; nothing is loaded then.
     """
-    existing = paths(directory)
-    if not existing:
+    found: list[_File] = []
+
+    def read() -> list[str]:
+        found.extend(_newest_whole(directory))
+        return [str(found[0].path), json.dumps(vars(found[0].progress)), found[0].remedy] if found else []
+
+    told = distributed.on_main(read)
+    if not told:
         return Progress()
-    path = existing[-1]
-    remedy = "delete it to go on from the one before" if len(existing) > 1 else "delete it to start again"
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged ({error}); {remedy}") from None
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of this program; {remedy}")
-    try:
-        progress = Progress(**json.loads(metadata["progress"]))
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"checkpoint {path} does not say how far it is; {remedy}") from None
+    path, progress, remedy = told[0], Progress(**json.loads(told[1])), told[2]
+    tensors = distributed.tensors_on_main(lambda: found[0].tensors)
     shapes = {key: value.shape for key, value in tensors.items()}
     wanted: dict[str, torch.Size] = {}
     begun = False
@@ -119,11 +128,66 @@ def restore(directory: Path, state: State) -> Progress:
     if not all(bool(tensors[key].isfinite().all()) for key in wanted):
         raise CheckpointError(f"checkpoint {path} holds values that are not finite; {remedy}")
     for role, network in state.networks.items():
-        network.load_state_dict(_part(tensors, f"{role}."))
+        sharding.load(network, _part(tensors, f"{role}."))
         state.optimizers[role].load_state(_part(tensors, f"optimizer.{role}."))
     for name, module in state.kept.items():
-        module.load_state_dict(_part(tensors, f"kept.{name}."))
+        sharding.load(module, _part(tensors, f"kept.{name}."))
     return progress
+
+
+@dataclass(frozen=True)
+class _File:
+    """What a whole checkpoint file holds, and what to do where it does not fit the run."""
+
+    path: Path
+    progress: Progress
+    tensors: dict[str, Tensor]
+    remedy: str
+
+
+def _newest_whole(directory: Path) -> list[_File]:
+    """The newest checkpoint that is not damaged; none if there are no checkpoints."""
+    existing = paths(directory)
+    damage: list[str] = []
+    for i, path in reversed(list(enumerate(existing))):
+        remedy = "delete it to go on from the one before" if i else "delete it to start again"
+        try:
+            file = _read(path, remedy)
+        except _DamageError as error:
+            damage.append(f"checkpoint {path} is damaged ({error})")
+            continue
+        if damage:
+            warnings.warn(
+                f"{'; '.join(damage)}; going on from {path.name}, the last good one", Notice, stacklevel=2
+            )
+        return [file]
+    if damage:
+        raise CheckpointError(
+            f"{'; '.join(damage)}; delete {'it' if len(damage) == 1 else 'them'} to start again"
+        )
+    return []
+
+
+class _DamageError(Exception):
+    """What is wrong with a file, in a few words."""
+
+
+def _read(path: Path, remedy: str) -> _File:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise _DamageError(str(error)) from None
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this program; {remedy}")
+    if metadata.get("fingerprint", "") not in ("", fingerprint(tensors)):  # earlier versions kept none
+        raise _DamageError("its contents are not what was written")
+    try:
+        progress = Progress(**json.loads(metadata["progress"]))
+    except (KeyError, TypeError, ValueError):
+        raise _DamageError("it does not say how far it is") from None
+    return _File(path, progress, tensors, remedy)
 
 
 def second_moments(directory: Path, role: str, beta2: float) -> dict[str, Tensor]:
@@ -146,17 +210,22 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def _tensors(role: str, network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+def _tensors(role: str, network: nn.Module, optimizer: RoleOptimizer) -> dict[str, Tensor]:
     state = {f"optimizer.{role}.{key}": value for key, value in optimizer.state().items()}
     return _copies(state | network.state_dict(prefix=f"{role}."))
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies, since safetensors refuses tensors that share memory."""
-    return {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+    """Copies, since safetensors refuses tensors that share memory; for the main process, which writes."""
+    found = {}
+    for key, value in tensors.items():
+        gathered = sharding.whole(value)  # which needs all processes
+        if distributed.is_main():
+            found[key] = gathered.clone(memory_format=torch.contiguous_format)
+    return found
 
 
-def _moment_shapes(role: str, network: nn.Module, optimizer: Optimizer) -> dict[str, torch.Size]:
+def _moment_shapes(role: str, network: nn.Module, optimizer: RoleOptimizer) -> dict[str, torch.Size]:
     """Names and shapes of the optimizer state of a role that has begun to learn."""
     moments = {
         f"optimizer.{role}.{name}.{key}": parameter.shape

@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from momatch.config.schema import OptimConfig, TrainConfig
-from momatch.diffusion.compilation import Compile, compiled, resolved
+from momatch.diffusion.compilation import compiled, resolved
 from momatch.methods.base import Batch, Method
-from momatch.training import checkpoint
+from momatch.training import checkpoint, distributed
 from momatch.training.batches import Batches, Prefetched
 from momatch.training.capture import Captured, CudaGraphs
-from momatch.training.optim import Optimizer, learning_rate_schedule
+from momatch.training.optim import RoleOptimizer, ShardedOptimizer, learning_rate_schedule, optimizer_of
 from momatch.training.update import (
     Deferred,
     Failure,
@@ -33,6 +33,7 @@ from momatch.training.update import (
     Outcome,
     Updater,
 )
+from momatch.utils.errors import UsageError
 from momatch.utils.seeding import derive_seed
 
 
@@ -82,6 +83,7 @@ def train(
     networks, optimizers = state.networks, state.optimizers
     progress = checkpoint.restore(directory, state) if directory else checkpoint.Progress()
     uses_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for n in networks.values() for m in n.modules())
+    other_rank = (distributed.rank(),) if distributed.rank() else ()
     saved = progress.step
     for network in networks.values():
         network.train()
@@ -89,14 +91,15 @@ def train(
     device = next(p.device for network in networks.values() for p in network.parameters())
     if prefetch:
         batches = Prefetched(batches, config.num_steps, device)
-    guard = Immediate() if device.type != "cuda" else Deferred(optimizers, device)
-    update = _updater(method, optimizers, guard, config.compile, device)
+    sharded = any(isinstance(optimizer, ShardedOptimizer) for optimizer in optimizers.values())
+    guard = Immediate() if device.type != "cuda" or sharded else Deferred(optimizers, device)
+    update = _updater(method, optimizers, guard, config, device)
     try:
         for step in range(progress.step, config.num_steps):
-            if uses_dropout:  # nn.Dropout takes no generator
-                torch.manual_seed(derive_seed(config.seed, "dropout", step))
+            if uses_dropout:  # nn.Dropout takes no generator; what is dropped differs between processes
+                torch.manual_seed(derive_seed(config.seed, "dropout", step, *other_rank))
             rates = {
-                role: learning_rate_schedule(optimizer.config, step, config.num_steps)
+                role: learning_rate_schedule(optimizer.config, step, config.num_steps, config.extended_at)
                 for role, optimizer in optimizers.items()
             }
             for role, optimizer in optimizers.items():
@@ -111,20 +114,20 @@ def train(
             if (isinstance(guard, Immediate) or logs or saves) and (failure := guard.failure()):
                 raise NonFiniteLossError(_non_finite(failure, directory))
             method.after_update(step)
-            progress = checkpoint.Progress(step + 1, progress.images_seen + len(batch.x))
+            progress = checkpoint.Progress(step + 1, progress.images_seen + len(batch.x) * distributed.size())
             metrics = {}
             if logs:
-                metrics = {name: float(value) for name, value in outcome.metrics().items()}
+                metrics = distributed.numbers_of(outcome.metrics())
                 metrics |= {f"gradient_norm_{role}": float(norm) for role, norm in outcome.norms.items()}
                 metrics["learning_rate"] = max(rates[role] for role in outcome.norms)
             # First the record, then the checkpoint: what a checkpoint covers has been logged by then.
             yield Record(progress.step, progress.images_seen, time.monotonic() - start, metrics)
             if directory and saves:
-                checkpoint.save(directory, progress, state)
+                checkpoint.save(directory, progress, state, config.keep)
                 saved = progress.step
     except GeneratorExit:
         if directory and saved != progress.step and not guard.failure():
-            checkpoint.save(directory, progress, state)
+            checkpoint.save(directory, progress, state, config.keep)
         raise
     finally:
         if isinstance(batches, Prefetched):
@@ -135,22 +138,34 @@ def state_of(method: Method, optim: OptimConfig) -> checkpoint.State:
     """All that a method learns and keeps, with an optimizer for each role, before its first step."""
     overrides = method.optimizer_overrides
     optimizers = {
-        role: Optimizer(network, replace(optim, **overrides.get(role, {})))
+        role: optimizer_of(network, replace(optim, **overrides.get(role, {})))
         for role, network in method.trainable.items()
     }
     return checkpoint.State(method.trainable, optimizers, method.kept)
 
 
 def _updater(
-    method: Method, optimizers: Mapping[str, Optimizer], guard: Guard, compile: Compile, device: torch.device
+    method: Method,
+    optimizers: Mapping[str, RoleOptimizer],
+    guard: Guard,
+    config: TrainConfig,
+    device: torch.device,
 ) -> Callable[[int, Batch], Outcome]:
-    """What runs the updates, in the way that `compile` names."""
+    """What runs the updates, in the way that `config.compile` names."""
     networks = [*method.trainable.values(), *method.frozen.values()]
-    how = resolved(compile, device, sum(p.numel() for network in networks for p in network.parameters()))
+    parameters = sum(p.numel() for network in networks for p in network.parameters())
+    how = resolved(config.compile, device, parameters)
+    if how == "graph" and (distributed.size() > 1 or config.noise_slices > 1):
+        if config.compile == "graph":
+            raise UsageError(
+                "train.compile is 'graph', which records the updates of one process, whose noise has one "
+                "generator; with several, or train.noise_slices above 1, use none or default"
+            )
+        how = "none"
     if how == "default":
         for network in networks:
             compiled(network)
-    updater = Updater(method, optimizers, guard)
+    updater = Updater(method, optimizers, guard, distributed.average)
     return Captured(updater, CudaGraphs(device)) if how == "graph" else updater
 
 

@@ -11,16 +11,14 @@ A run's folder holds config.json, metrics.jsonl, checkpoints/, samples/, in the 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from momatch.config import files as config_files
-from momatch.config.schema import DistillConfig, RunConfig, StoppingConfig, to_json
+from momatch.config.schema import DistillConfig, RunConfig, StoppingConfig
 from momatch.data.images import ImageSet
 from momatch.evaluation.builtin import feature_extractor
 from momatch.interop.autoencoder import decoder_of
@@ -28,16 +26,14 @@ from momatch.interop.lora_files import merged, save_adapter
 from momatch.methods.base import Method
 from momatch.models.model import Model
 from momatch.models.provenance import Inputs
-from momatch.training import checkpoint
+from momatch.training import checkpoint, distributed, sharding
 from momatch.training.batches import Batches
+from momatch.training.claims import alone_in, check_is_free, claim
 from momatch.training.loop import Record, state_of, train
 from momatch.training.monitor import Look, Monitor
 from momatch.training.stopping import Smoothed, Stopper
-from momatch.utils.errors import ConfigError
-from momatch.utils.files import write_atomically
-from momatch.utils.run_folder import SECOND_MOMENTS, Row, RunFolder, exclusive
+from momatch.utils.run_folder import SECOND_MOMENTS, Row, RunFolder
 
-SAME_NUMBERS = ("prefetch", "checkpoint_every", "compile")  # settings of train that change no number
 FRECHET_KEY = "frechet of the look"  # beside the weights in best.safetensors
 
 
@@ -98,13 +94,13 @@ class Run:
             CheckpointError, NonFiniteLossError, OSError: see `momatch.training`.
         """
         folder = RunFolder(self.directory) if self.directory else None
-        if folder:
-            _check_is_free(folder)  # before a lock is put into a folder of somebody's
-        with exclusive(folder.path, "training in") if folder else contextlib.nullcontext():
+        if folder:  # before a lock is put into a folder of somebody's
+            distributed.on_main(lambda: check_is_free(folder))
+        with alone_in(self.directory):
             if folder:
                 claim(folder.path, self.config, self.inputs)
-            log = _Log(folder)
-            if log.stopped():
+            log = _Log(folder if distributed.is_main() else None)
+            if distributed.on_main(log.stopped):
                 self._restore(folder)
                 return
             records = train(
@@ -137,11 +133,11 @@ class Run:
         settings, rule = self.config.monitor, self._stopping
         decoder = decoder_of(self.model) if settings.every else None
         monitor = Monitor(
-            self.model,
+            distributed.split(self.model),
             self.reference,
             feature_extractor(self.data, decoder),
             settings.num_samples,
-            self.directory,
+            self.directory if distributed.is_main() else None,
             self.config.train.seed,
             decoder,
         )
@@ -157,9 +153,11 @@ class Run:
             if settings.every and (record.step % settings.every == 0 or last):
                 look, worse = monitor.look(record.step)
                 alarms += worse
-                if stopper.see_look(look) and rule.active:
+                if rule.active and distributed.on_main(lambda look=look: stopper.see_look(look)):
                     self.best.keep(self.model, look)
-            reason = stopper.reason(record.metrics)
+            reason = None
+            if rule.active and (look or record.metrics):  # what differs in the last bit must not divide us
+                reason = distributed.on_main(lambda record=record: stopper.reason(record.metrics))
             event = Event(record, look, alarms, reason)
             log.write(event, monitor)
             yield event
@@ -179,42 +177,45 @@ class Run:
         """
         if self._stopping.active:
             self.best.restore(self.model)
-        model = merged(self.model)
+        model = merged(sharding.gathered(self.model))
         model.denoiser.precision = "float32"  # that of training alone
         if self.directory:
-            folder, distilled = RunFolder(self.directory), isinstance(self.config, DistillConfig)
-            home = folder.model("student" if distilled else "teacher")
-            model.save(home)
-            save_adapter(self.model, home / "lora")
-            if not distilled:
-                beta2 = self.config.optim.beta2
-                moments = checkpoint.second_moments(folder.checkpoints, "teacher", beta2)
-                checkpoint.save_tensors(home / SECOND_MOMENTS, moments)
+            folder = RunFolder(self.directory)
+            distributed.on_main(lambda: self._save(model, folder))
         return model
+
+    def _save(self, model: Model, folder: RunFolder) -> None:
+        distilled = isinstance(self.config, DistillConfig)
+        home = folder.model("student" if distilled else "teacher")
+        model.save(home)
+        save_adapter(self.model, home / "lora")
+        if not distilled:
+            moments = checkpoint.second_moments(folder.checkpoints, "teacher", self.config.optim.beta2)
+            checkpoint.save_tensors(home / SECOND_MOMENTS, moments)
 
 
 class Best:
     """The weights that made the best look so far, in memory, and as best.safetensors in the run's folder."""
 
     def __init__(self, directory: Path | None):
-        self.path = RunFolder(directory).best if directory else None
-        self.weights = {}
-        if self.path and self.path.is_file():
-            self.weights = checkpoint.load_tensors(self.path)
+        path = self.path = RunFolder(directory).best if directory else None
+        self.weights: dict[str, Tensor] = {}
+        if path and distributed.on_main(path.is_file):
+            self.weights = distributed.tensors_on_main(lambda: checkpoint.load_tensors(path))
             self.weights.pop(FRECHET_KEY)
 
     def keep(self, model: Model, look: Look) -> None:
         """Remember the model's weights as those of this look."""
         state = model.denoiser.network.state_dict()
-        self.weights = {key: value.detach().clone() for key, value in state.items()}
-        if self.path:
+        self.weights = {key: sharding.whole(value.detach()).clone() for key, value in state.items()}
+        if self.path and distributed.is_main():
             frechet = torch.tensor(look.frechet, dtype=torch.float64)
             checkpoint.save_tensors(self.path, {FRECHET_KEY: frechet, **self.weights})
 
     def restore(self, model: Model) -> None:
         """Put the best weights back into the model; nothing happens if there was no look."""
         if self.weights:
-            model.denoiser.network.load_state_dict(self.weights)
+            sharding.load(model.denoiser.network, self.weights)
 
 
 class _Log:
@@ -277,70 +278,3 @@ class _Log:
 
 def _row(record: Record) -> Row:
     return dict(step=record.step, images_seen=record.images_seen, seconds=record.seconds)
-
-
-def claim(directory: Path, config: RunConfig, inputs: Inputs | None = None) -> None:
-    """Make `directory` the run folder of this config and these inputs; a folder that is so already is fine.
-
-    Raises:
-        ConfigError: if it belongs to a run of another config, or cannot be written.
-    """
-    folder, wanted = RunFolder(directory), {**to_json(config), "inputs": (inputs or Inputs()).to_json()}
-    if folder.exists:
-        changed = _changed(folder, config, wanted)
-        if changed and folder.begun:
-            raise ConfigError(
-                f"{directory} holds a run of another config ({'; '.join(changed[:3])}); "
-                "choose another --out, or delete that folder (a run cannot be extended: its learning rate "
-                "falls to 0 at its last step)"
-            )
-        if not changed:
-            return
-        folder.second_moments.unlink(missing_ok=True)  # of a run that failed before its first step
-    _check_is_free(folder)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(wanted, indent=2) + "\n"
-        write_atomically(folder.config, lambda temporary: temporary.write_text(text))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write into {directory}: {error.strerror or error}; choose another --out"
-        ) from None
-
-
-def _check_is_free(folder: RunFolder) -> None:
-    """Refuse a folder that holds something else than a run."""
-    if not folder.exists and not folder.is_empty:
-        raise ConfigError(
-            f"{folder.path} is not empty and no run's folder (no config.json); choose another --out"
-        )
-
-
-def _changed(folder: RunFolder, config: RunConfig, wanted: dict[str, Any]) -> list[str]:
-    """In what the config of a folder differs from the one that is wanted; a run may go on on another device.
-
-    Raises:
-        ConfigError: if the folder's config is damaged.
-    """
-    try:
-        found = json.loads(folder.config.read_text())
-        if not isinstance(found, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise ConfigError(
-            f"{folder.config} is damaged ({error}); choose another --out or delete the folder"
-        ) from None
-    with contextlib.suppress(ConfigError):  # an earlier version's, or an unknown one, which differs anyway
-        if found.get("kind") == wanted["kind"]:
-            found |= to_json(config_files.from_json(found, type(config)))
-            found = {key: value for key, value in found.items() if key in wanted}
-    same = {"device": None}
-    return config_files.differences(_learned_from(found) | same, _learned_from(wanted) | same)
-
-
-def _learned_from(fields: dict[str, Any]) -> dict[str, Any]:
-    """A config without what does not change what is learned."""
-    train = fields.get("train")
-    if not isinstance(train, dict):
-        return fields
-    return {**fields, "train": {k: v for k, v in train.items() if k not in SAME_NUMBERS}}

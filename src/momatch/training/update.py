@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from momatch.methods.base import Batch, Method
-from momatch.training.optim import Optimizer
+from momatch.methods.base import Average, Batch, Method, Metric, alone
+from momatch.training.optim import RoleOptimizer
 from momatch.utils.errors import RunError
 
 
@@ -48,7 +48,7 @@ class Outcome:
     """
 
     norms: dict[str, Tensor]
-    metrics: Callable[[], dict[str, Tensor]]
+    metrics: Callable[[], Mapping[str, Metric]]
 
 
 class Guard(ABC):
@@ -101,7 +101,7 @@ class Deferred(Guard):
         device: where the networks are.
     """
 
-    def __init__(self, optimizers: Mapping[str, Optimizer], device: torch.device):
+    def __init__(self, optimizers: Mapping[str, RoleOptimizer], device: torch.device):
         self.roles = list(optimizers)
         self.failed = torch.zeros((), device=device)
         self.step = torch.zeros((), dtype=torch.float64, device=device)
@@ -138,10 +138,17 @@ class Updater:
         method: the algorithm.
         optimizers: one for each role that it trains.
         guard: looks at the gradients.
+        average: of the gradients over processes that share each batch.
     """
 
-    def __init__(self, method: Method, optimizers: Mapping[str, Optimizer], guard: Guard):
-        self.method, self.optimizers, self.guard = method, optimizers, guard
+    def __init__(
+        self,
+        method: Method,
+        optimizers: Mapping[str, RoleOptimizer],
+        guard: Guard,
+        average: Average = alone,
+    ):
+        self.method, self.optimizers, self.guard, self.average = method, optimizers, guard, average
 
     def __call__(self, step: int, batch: Batch) -> Outcome:
         """Update `step`, on its batch; the learning rates have been set."""
@@ -150,6 +157,7 @@ class Updater:
         for role, loss in update.losses.items():
             self.optimizers[role].zero_grad()
             loss.backward()
+            self.average(self.optimizers[role].gradients)
             norms[role] = self.optimizers[role].clip()
         if self.guard.see(update.losses, norms):
             for role in update.losses:

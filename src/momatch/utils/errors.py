@@ -20,4 +20,14 @@ class ConfigError(UsageError):
 
 
 class Interrupted(Exception):
-    """The user stopped long work; what was done is saved, and the message says how to go on."""
+    """Long work was stopped; what was done is saved, and the message says how to go on.
+
+    Args:
+        message: for the user.
+        preempted: by SIGTERM, as when a machine is taken away: the command line exits with 75 then (the
+            EX_TEMPFAIL of sysexits.h: the same command again goes on), otherwise with 130.
+    """
+
+    def __init__(self, message: str, preempted: bool = False):
+        super().__init__(message)
+        self.exit_code = 75 if preempted else 130

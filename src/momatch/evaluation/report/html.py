@@ -189,7 +189,11 @@ def _facts(run: ReadRun) -> list[tuple[str, str]]:
         facts += [("student", f"{count_of(config.get('steps', 0), 'network call')} a sample")]
     facts += [
         ("data", str(config.get("data"))),
-        ("training", f"{run.steps_done:,} of {count_of(run.steps_planned, 'step')}, {images:,} images seen"),
+        (
+            "training",
+            f"{run.steps_done:,} of {count_of(run.steps_planned, 'step')}, {images:,} images seen"
+            + "".join(f"; had ended at {row['step']:,} and was extended" for row in run.of_event("extended")),
+        ),
         ("time spent training", duration(run.seconds)),
     ]
     stops = run.of_event("stop")

@@ -72,6 +72,8 @@ def render(
         data=_short(origin.data or "unknown"),
         classes=origin.class_names,
         method=_method(config),
+        extended_at=config.get("train", {}).get("extended_at", []),
+        num_steps=config.get("train", {}).get("num_steps", 0),
         guidance=config.get("guidance", {}).get("scale", 0.0),
         licence=licence or _licence(pipeline) or "unknown",
         code=code,
