@@ -59,14 +59,14 @@ def demo(arguments: list[str], console: Console) -> None:
     console.print(
         f"Teacher: {count(teacher)} parameters, trained on {len(data.train)} digits; "
         f"{len(data.heldout)} are held out.\n"
-        f"Distilling it into {config.steps} steps by alternating moment matching, "
+        f"Distilling it into {config.step_counts[-1]} steps by alternating moment matching, "
         f"{config.train.num_steps} steps of {config.train.batch_size} pictures.",
         soft_wrap=True,
     )
     finish(distillation(teacher, data, config, parsed.out), "distilling", console)
     student = load_any(parsed.out).to(teacher.device)
     console.print(f"Evaluating on {parsed.num_samples} samples each.")
-    candidates = [Candidate("teacher", teacher, (8, 64)), Candidate("student", student, (config.steps,))]
+    candidates = [Candidate("teacher", teacher, (8, 64)), Candidate("student", student, config.step_counts)]
     measure(parsed.out, candidates, data, parsed.num_samples, 0, console)
     written = write_report(parsed.out)
     out = shlex.quote(str(parsed.out))

@@ -57,6 +57,21 @@ def _read_network(value: Any) -> UNetConfig | UViTConfig:
     return registry.checked(found)
 
 
+def _read_steps(value: Any) -> int | tuple[int, ...]:
+    """K, or the several k of an elastic student in order; a list of one is one."""
+    several = isinstance(value, list | tuple | range)
+    counts = tuple(value) if several else (value,)
+    wrong = [count for count in counts if type(count) is not int or not 1 <= count <= MAX_STUDENT_STEPS]
+    if wrong or not counts:
+        also = ", or a list of such" if several else ""
+        raise ConfigError(f"steps is {shown(value)}; use 1 to {MAX_STUDENT_STEPS}{also}")
+    ordered = tuple(sorted(set(counts)))
+    return ordered[0] if len(ordered) == 1 else ordered
+
+
+Steps = int | tuple[int, ...]
+
+
 @settings("train")
 class TrainConfig:
     """How long and how often.
@@ -372,7 +387,8 @@ class DistillConfig:
             else docs/data.md names.
         image_size: as in training a teacher.
         reading: as in training a teacher.
-        steps: k, network calls of the student, 1 to 16.
+        steps: k, network calls of the student, 1 to 16. Several (1,2,4,8 or 1..16 on the command line, a list
+            in Python) make one elastic student, which is sampled with any of them.
         method: the algorithm and its own settings: `AlternatingConfig` (Algorithm 2), `InstantConfig`
             (Algorithm 3: no auxiliary network), …; in Python a name, such as "instant", will do.
         weighting: w(s) and p(s).
@@ -401,7 +417,7 @@ class DistillConfig:
     data: str = "digits"
     image_size: ImageSize = 0
     reading: Annotated[Reading, FLAT] = field(default_factory=Reading)
-    steps: Annotated[int, Field(ge=1, le=MAX_STUDENT_STEPS), Remedy(f"use 1 to {MAX_STUDENT_STEPS}")] = 8
+    steps: Annotated[Steps, PlainValidator(_read_steps)] = 8
     method: Annotated[MethodConfig, PlainValidator(registry_of_methods.read)] = field(
         default_factory=AlternatingConfig
     )
@@ -430,6 +446,19 @@ class DistillConfig:
             self.warm_start_steps,
             f"it must be below train.num_steps, which is {self.train.num_steps}",
         )
+        elastic = len(self.step_counts) > 1
+        require(
+            not elastic or method.elastic,
+            "steps",
+            self.steps,
+            f"method={method.name} trains a student for one number of steps: give one",
+        )
+        require(
+            not elastic or not self.adapter.rank,
+            "steps",
+            self.steps,
+            "an adapter has no place for the number of steps: give one, or leave out adapter.rank",
+        )
         if stopping.active:
             require(self.monitor.every > 0, "monitor.every", 0, "a stopping rule needs looks at the samples")
         require(
@@ -450,6 +479,11 @@ class DistillConfig:
             self.source,
             f"method={method.name}, as it is set, needs source=data",
         )
+
+    @property
+    def step_counts(self) -> tuple[int, ...]:
+        """The numbers of steps that the student is for, in order."""
+        return (self.steps,) if isinstance(self.steps, int) else self.steps
 
 
 RunConfig = TeacherConfig | DistillConfig

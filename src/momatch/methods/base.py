@@ -169,6 +169,7 @@ class MethodConfig:
         caption: the same in a sentence or two, for the report.
         vanishing: a logged metric that falls to 0 on average as the student gets right, if there is one: a
             stopping rule can read it.
+        elastic: whether it can train one student for several numbers of steps.
         teacher_copies: tensors in the shape of all the teacher's weights that a step holds besides.
     """
 
@@ -179,6 +180,7 @@ class MethodConfig:
     label: ClassVar[str] = "loss"
     caption: ClassVar[str] = "The loss."
     vanishing: ClassVar[str | None] = None
+    elastic: ClassVar[bool] = False
     teacher_copies: ClassVar[int] = 0
 
     def forward_units(self, guided: bool) -> int:

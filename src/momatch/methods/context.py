@@ -23,7 +23,8 @@ class Context:
         student: η, a copy of the teacher that can learn; its `schedule` and `steps` are in `transition`.
         transition: how t, z_t, x̃, s and z_s are drawn.
         weighting: w(s).
-        auxiliary: makes another copy of the teacher that can learn; each call a new one.
+        auxiliary: makes another copy of the teacher that can learn; each call a new one. True: of an elastic
+            student, the copy is told the number of steps too.
         second_moments: number of minibatches → v̂ by parameter name of `teacher`: estimated on that many, or,
             for 0, those that came with the teacher.
         minibatch: size → the first minibatch of that size, to try things on.
@@ -33,7 +34,7 @@ class Context:
     student: Denoiser
     transition: Transition
     weighting: Weighting
-    auxiliary: Callable[[], Denoiser]
+    auxiliary: Callable[[bool], Denoiser]
     second_moments: Callable[[int], dict[str, Tensor]]
     minibatch: Callable[[int], Batch]
 

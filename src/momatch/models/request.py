@@ -12,6 +12,7 @@ from torch import Tensor
 from momatch.diffusion.denoiser import Cond
 from momatch.utils.errors import UsageError
 from momatch.utils.settings import shown
+from momatch.utils.text import counts_of
 
 if TYPE_CHECKING:
     from momatch.models.model import Model
@@ -48,7 +49,7 @@ def check_request(
     if model.is_student and steps > MAX_STUDENT_STEPS:
         raise UsageError(
             f"steps must be 1 to {MAX_STUDENT_STEPS} for a student, got {steps}; "
-            f"this one was trained for {model.steps}"
+            f"this one was trained for {counts_of(model.step_counts, 'step')}"
         )
     if not isinstance(eta, Real) or not 0 <= float(eta) <= 1:
         raise UsageError(f"eta is {shown(eta)}; give a number from 0 (DDIM) to 1 (ancestral)")

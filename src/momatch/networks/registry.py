@@ -60,6 +60,17 @@ def with_dropout(config: NetworkConfig, rate: float) -> NetworkConfig:
     return replace(config, dropout=rate)  # type: ignore (the caller has asked `dropout`)
 
 
+def step_counts(config: NetworkConfig) -> tuple[int, ...]:
+    """The numbers of steps that a network of this shape is told apart; () if it is told none."""
+    return getattr(config, "step_counts", ())
+
+
+def with_step_counts(config: NetworkConfig, counts: tuple[int, ...]) -> NetworkConfig | None:
+    """The same shape, told the number of steps; None if it has no place for that."""
+    known = isinstance(config, UNetConfig | UViTConfig | MLPConfig)
+    return replace(config, step_counts=counts) if known else None
+
+
 def to_json(config: NetworkConfig) -> dict[str, Any]:
     """{"family": …, and the shape's fields}."""
     family = next(name for name, (config_type, _) in _FAMILIES.items() if isinstance(config, config_type))
@@ -113,6 +124,8 @@ def checked(config: UNetConfig | UViTConfig) -> UNetConfig | UViTConfig:
     for key in ("image_channels", "num_classes", "text_dim"):
         value = getattr(config, key, 0)
         require(value >= (key == "image_channels"), f"network.{key}", value, "it must not be negative")
+    told = config.step_counts
+    require(not told, "network.step_counts", told, "leave it out: it is for students (--steps 1,2,4,8)")
     _check_shape(config)
     return config
 
