@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from momatch.config.files import read
 from momatch.config.schema import (
     AdapterConfig,
     DistillConfig,
@@ -21,14 +22,17 @@ from momatch.config.schema import (
     OptimConfig,
     RunConfig,
     ScheduleConfig,
+    StoppingConfig,
     TeacherConfig,
     TrainConfig,
     WeightingConfig,
 )
 from momatch.methods.alternating import AlternatingConfig
 from momatch.methods.instant import InstantConfig
+from momatch.methods.reward import RewardConfig
 from momatch.networks.configs import UNetConfig, UViTConfig
 from momatch.utils.errors import ConfigError
+from momatch.utils.run_folder import RunFolder
 
 LONGER_STEPS = WeightingConfig(delta_exponent=0.6)  # flat w; what moved students most (docs/decisions.md)
 EMOJI_DELTA_EXPONENTS = {
@@ -246,6 +250,35 @@ def text_to_image_512(method: Literal["alternating", "instant"]) -> DistillConfi
         train=TrainConfig(num_steps=20_000, batch_size=512, checkpoint_every=1000),
         optim=OptimConfig(learning_rate=1e-5, warmup_steps=1000),
         monitor=MonitorConfig(every=1000, num_samples=200),
+    )
+
+
+def rewarding(run: Path) -> DistillConfig:
+    """What `momatch reward RUN` starts from: the settings of a finished run, a third of its steps at most.
+
+    The rate is a tenth of that run's: the student is to move a little.
+
+    Raises:
+        ConfigError: if there is no run that distilled in that folder.
+    """
+    config = read(RunFolder(run).config)
+    if not isinstance(config, DistillConfig):
+        raise ConfigError(f"{run} trained a teacher; give the run of a student")
+    steps = max(config.train.num_steps // 3, 1)
+    return replace(
+        config,
+        method=RewardConfig(run=str(run)),
+        source="data",
+        adapter=AdapterConfig(),
+        warm_start_steps=0,
+        stopping=StoppingConfig(),
+        keep_auxiliary=False,
+        train=replace(config.train, num_steps=steps, log_every=10),
+        optim=replace(
+            config.optim,
+            learning_rate=config.optim.learning_rate / 10,
+            warmup_steps=min(config.optim.warmup_steps, steps // 10),
+        ),
     )
 
 

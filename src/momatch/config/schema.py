@@ -402,6 +402,8 @@ class DistillConfig:
             student whose schedule is not its teacher's; they count in train.num_steps.
         ema: an average of the student's weights.
         stopping: when to end early.
+        keep_auxiliary: keep the auxiliary's weights beside the student, for momatch reward, which otherwise
+            takes them from the newest checkpoint.
         train: length and rhythm; a pair of alternating updates counts as two steps. A step of Algorithm 3
             takes two minibatches of batch_size.
         optim: optimizer, the same for student and auxiliary.
@@ -431,6 +433,7 @@ class DistillConfig:
     warm_start_steps: AtLeast0 = 0
     ema: EmaConfig = field(default_factory=EmaConfig)
     stopping: StoppingConfig = field(default_factory=StoppingConfig)
+    keep_auxiliary: bool = False
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
@@ -472,6 +475,12 @@ class DistillConfig:
             "adapter.auxiliary",
             self.adapter.auxiliary,
             f"leave it out with method={method.name}",
+        )
+        require(
+            "auxiliary" in method.learning or not self.keep_auxiliary,
+            "keep_auxiliary",
+            self.keep_auxiliary,
+            f"method={method.name} has no auxiliary: leave it out",
         )
         require(
             self.source == "data" or not method.needs_data,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from momatch.diffusion.denoiser import Denoiser
+from momatch.diffusion.interface import Cond
 from momatch.diffusion.schedules import NoiseSchedule
 from momatch.methods.base import Batch
 from momatch.methods.transition import Transition
@@ -27,6 +28,8 @@ class Context:
             student, the copy is told the number of steps too.
         second_moments: number of minibatches → v̂ by parameter name of `teacher`: estimated on that many, or,
             for 0, those that came with the teacher.
+        finished: folder of a finished run → weights of the networks of its student and its auxiliary.
+        reward: name → a reward for samples like the run's data, see methods/reward.py.
         minibatch: size → the first minibatch of that size, to try things on.
     """
 
@@ -36,6 +39,8 @@ class Context:
     weighting: Weighting
     auxiliary: Callable[[bool], Denoiser]
     second_moments: Callable[[int], dict[str, Tensor]]
+    finished: Callable[[str], tuple[dict[str, Tensor], dict[str, Tensor]]]
+    reward: Callable[[str], Callable[[Tensor, Cond | None, Tensor | None], Tensor]]
     minibatch: Callable[[int], Batch]
 
     @property

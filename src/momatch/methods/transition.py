@@ -30,13 +30,17 @@ class Draw:
         z_s: (B, …) noisy data at λ_s; carries no gradient.
         logsnr_s: (B,) λ_s.
         x_tilde: (B, …) the student's sample, from which z_s was made; may carry a gradient.
+        z_t: (B, …) what the student was shown.
+        logsnr_t: (B,) λ_t.
         cond: what the student was asked: the batch's condition and, of an elastic one, the number of steps.
     """
 
     z_s: Tensor
     logsnr_s: Tensor
     x_tilde: Tensor
-    cond: Cond | None = None
+    z_t: Tensor
+    logsnr_t: Tensor
+    cond: Cond | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Transition:
             z_s = self.process.corrupt(x_sample, logsnr_s, batch.generator)
         else:
             z_s = self.process.posterior_sample(z_t, x_sample, logsnr_s, logsnr_t, batch.generator)
-        return Draw(z_s, logsnr_s, x_tilde, cond)
+        return Draw(z_s, logsnr_s, x_tilde, z_t, logsnr_t, cond)
 
     def _counts(self, batch: Batch) -> tuple[int | Tensor, Cond | None]:
         """K of each sample, one number if it is the same of all, and the student's condition."""

@@ -21,6 +21,7 @@ from momatch.data.images import ImageSet, Split, stratified_split
 from momatch.data.rows import Rows
 from momatch.diffusion.denoiser import Denoiser
 from momatch.diffusion.schedules import NoiseSchedule
+from momatch.evaluation.rewards import reward_function
 from momatch.interop import compatibility as fit
 from momatch.interop.load import load_teacher
 from momatch.methods import weighting
@@ -38,6 +39,7 @@ from momatch.networks.configs import UViTConfig
 from momatch.networks.lora import AdaptedNetwork, share
 from momatch.training import checkpoint
 from momatch.training.batches import Batches, image_batches
+from momatch.training.finished import finished
 from momatch.training.run import Best, Run, claim
 from momatch.utils import devices
 from momatch.utils.errors import ConfigError
@@ -248,6 +250,8 @@ def _method(
         weighting=config.weighting.build_weighting(teacher.denoiser.prediction),
         auxiliary=lambda told: _auxiliary(teacher, config, told),
         second_moments=second_moments,
+        finished=lambda run: finished(run, teacher),
+        reward=lambda name: reward_function(name, data, teacher.device),
         minibatch=lambda size: _batches(data, teacher, config.train.seed, size)(0),
     )
     return config.method.build(context)

@@ -284,7 +284,7 @@ def _curves(run: ReadRun) -> list[Picture]:
         ),
         (
             sum(method.headline in record for record in run.records) > 1,
-            lambda: plots.training_curve(run.records, method.headline, method.label),
+            lambda: plots.training_curve(run.records, method.headline, method.label, method.signed),
             method.caption,
         ),
         (
