@@ -24,20 +24,31 @@ Source = Literal["data", "rollout"]
 
 @dataclass(frozen=True)
 class Draw:
-    """One minibatch of transitions.
+    """Samples, and where they are judged.
 
     Attributes:
         z_s: (B, …) noisy data at λ_s; carries no gradient.
         logsnr_s: (B,) λ_s.
-        x_tilde: (B, …) the student's sample, from which z_s was made; may carry a gradient.
-        z_t: (B, …) what the student was shown.
-        logsnr_t: (B,) λ_t.
-        cond: what the student was asked: the batch's condition and, of an elastic one, the number of steps.
+        x_tilde: (B, …) the student's output, from which z_s was made; may carry a gradient.
     """
 
     z_s: Tensor
     logsnr_s: Tensor
     x_tilde: Tensor
+
+
+@dataclass(frozen=True)
+class StudentDraw(Draw):
+    """One minibatch of transitions.
+
+    Attributes:
+        x_sample: (B, …) x̃ without its gradient; of a discrete process tokens drawn from x̃.
+        z_t: (B, …) what the student was shown.
+        logsnr_t: (B,) λ_t.
+        cond: what the student was asked: the batch's condition and, of an elastic one, the number of steps.
+    """
+
+    x_sample: Tensor
     z_t: Tensor
     logsnr_t: Tensor
     cond: Cond | None
@@ -69,7 +80,7 @@ class Transition:
     source: Source = "data"
     process: Process = GAUSSIAN
 
-    def draw(self, student: DenoiserFunction, batch: Batch, with_grad: bool) -> Draw:
+    def draw(self, student: DenoiserFunction, batch: Batch, with_grad: bool) -> StudentDraw:
         """A transition for each sample of the batch; `with_grad` records x̃ for the student's gradient."""
         u, v = batch.uniform(rows=2).unbind()
         k, cond = self._counts(batch)
@@ -91,12 +102,12 @@ class Transition:
             z_t = self.roll_out(student, batch, calls_left, k, cond)
         with torch.set_grad_enabled(with_grad):
             x_tilde = student(z_t, logsnr_t, cond)
-        x_sample = x_tilde.detach()
+        x_sample = self.process.draw(x_tilde.detach(), batch.generator)
         if self.posterior == "fresh":
             z_s = self.process.corrupt(x_sample, logsnr_s, batch.generator)
         else:
             z_s = self.process.posterior_sample(z_t, x_sample, logsnr_s, logsnr_t, batch.generator)
-        return Draw(z_s, logsnr_s, x_tilde, z_t, logsnr_t, cond)
+        return StudentDraw(z_s, logsnr_s, x_tilde, x_sample, z_t, logsnr_t, cond)
 
     def _counts(self, batch: Batch) -> tuple[int | Tensor, Cond | None]:
         """K of each sample, one number if it is the same of all, and the student's condition."""

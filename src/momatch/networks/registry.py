@@ -11,21 +11,30 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from momatch.networks.configs import CustomConfig, DiffusersConfig, MLPConfig, UNetConfig, UViTConfig
+from momatch.networks.configs import (
+    CustomConfig,
+    DiffusersConfig,
+    MLPConfig,
+    TokenTransformerConfig,
+    UNetConfig,
+    UViTConfig,
+)
 from momatch.networks.custom import build_custom
 from momatch.networks.diffusers import DiffusersNetwork
 from momatch.networks.mlp import MLP
+from momatch.networks.tokens import TokenTransformer
 from momatch.networks.unet import UNet
 from momatch.networks.uvit import UViT
 from momatch.utils.errors import ConfigError
 from momatch.utils.settings import require, sentence
 
-NetworkConfig = UNetConfig | UViTConfig | MLPConfig | DiffusersConfig | CustomConfig
+NetworkConfig = UNetConfig | UViTConfig | MLPConfig | TokenTransformerConfig | DiffusersConfig | CustomConfig
 
 _FAMILIES: dict[str, tuple[type, Callable[[Any], nn.Module]]] = {
     "unet": (UNetConfig, UNet),
     "uvit": (UViTConfig, UViT),
     "mlp": (MLPConfig, MLP),
+    "tokens": (TokenTransformerConfig, TokenTransformer),
     "diffusers": (DiffusersConfig, DiffusersNetwork),
     "custom": (CustomConfig, build_custom),
 }
@@ -67,7 +76,7 @@ def step_counts(config: NetworkConfig) -> tuple[int, ...]:
 
 def with_step_counts(config: NetworkConfig, counts: tuple[int, ...]) -> NetworkConfig | None:
     """The same shape, told the number of steps; None if it has no place for that."""
-    known = isinstance(config, UNetConfig | UViTConfig | MLPConfig)
+    known = isinstance(config, UNetConfig | UViTConfig | MLPConfig | TokenTransformerConfig)
     return replace(config, step_counts=counts) if known else None
 
 
