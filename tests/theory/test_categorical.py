@@ -256,8 +256,8 @@ def test_soft_targets_are_right_for_masked_and_biased_for_uniform_diffusion(kind
             DiscreteMatching(*networks, transition, target="soft")
 
 
-# Two tokens, masks besides. The first is 0 or 1, the second the same with probability AGREE: XOR and some noise
-# (with none the teacher would be infinitely sure, and no loss finite).
+# Two tokens, masks besides. The first is 0 or 1, the second its copy with probability AGREE: XOR and a bit of
+# noise (with none the teacher would be infinitely sure, and no loss finite).
 AGREE = 0.95
 
 
