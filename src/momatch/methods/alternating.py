@@ -93,8 +93,11 @@ class Alternating(Method):
         return {"teacher": self.teacher}
 
     def variant(self, step: int) -> Hashable | None:
-        """Whose turn it is. Rollouts run on as many samples as the dice say: never twice the same."""
-        if self.transition.source == "rollout":
+        """Whose turn it is. Rollouts run on as many samples as the dice say: never twice the same.
+
+        Nor an elastic student's steps, whose numbers come from the host.
+        """
+        if self.transition.source == "rollout" or not isinstance(self.transition.steps, int):
             return None
         return "both" if self.update == "joint" else step % 2
 

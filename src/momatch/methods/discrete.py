@@ -157,3 +157,8 @@ class DiscreteMatching(Method):
     def trainable(self) -> Mapping[str, nn.Module]:
         """{"student": η, "auxiliary": φ}."""
         return {"student": self.student, "auxiliary": self.auxiliary}
+
+    @property
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """{"teacher": θ}."""
+        return {"teacher": self.teacher}

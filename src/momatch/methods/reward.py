@@ -116,6 +116,11 @@ class Reward(Method):
         """{"student": η}."""
         return {"student": self.student}
 
+    @property
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """{"teacher": θ, "auxiliary": φ, "former student": η₀}."""
+        return {"teacher": self.teacher, "auxiliary": self.auxiliary, "former student": self.former}
+
 
 @settings("method")
 class RewardConfig(MethodConfig):
