@@ -82,7 +82,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
             f"{origin.data} no longer holds the pictures that {parsed.run} was trained on; "
             "name the data to compare with by --data"
         )
-    steps = integers(parsed.steps, "--steps") if parsed.steps else (model.steps,)
+    steps = integers(parsed.steps, "--steps") if parsed.steps else model.step_counts
     check_fit(model, data.heldout)
     if parsed.sampler != "ancestral":
         if model.is_student and not parsed.teacher_steps:

@@ -29,7 +29,7 @@ from momatch.models.model import Model
 from momatch.training import distributed
 from momatch.utils import devices
 from momatch.utils.errors import Notice, UsageError
-from momatch.utils.text import count_of
+from momatch.utils.text import count_of, counts_of
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def sample(arguments: list[str], console: Console) -> None:
     model.check_request(num, steps, cond, parsed.seed, parsed.batch_size)
     if parsed.guidance and cond is None and model.cond_shapes:
         raise UsageError(f"--guidance {parsed.guidance} needs something to guide to; give --prompt")
-    if model.is_student and steps != model.steps:
+    if model.is_student and steps not in model.step_counts:
         warnings.warn(
-            f"this student was made for {count_of(model.steps, 'step')}, not for {steps}; one "
+            f"this student was made for {counts_of(model.step_counts, 'step')}, not for {steps}; one "
             "distilled for that gives better results (momatch distill RECIPE --steps)",
             Notice,
             stacklevel=2,

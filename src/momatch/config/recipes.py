@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from momatch.config.files import read
 from momatch.config.schema import (
     AdapterConfig,
     DistillConfig,
@@ -21,6 +22,7 @@ from momatch.config.schema import (
     OptimConfig,
     RunConfig,
     ScheduleConfig,
+    StoppingConfig,
     TeacherConfig,
     TrainConfig,
     WeightingConfig,
@@ -28,8 +30,10 @@ from momatch.config.schema import (
 from momatch.data.sources import available
 from momatch.methods.alternating import AlternatingConfig
 from momatch.methods.instant import InstantConfig
+from momatch.methods.reward import RewardConfig
 from momatch.networks.configs import UNetConfig, UViTConfig
 from momatch.utils.errors import ConfigError
+from momatch.utils.run_folder import RunFolder
 
 LONGER_STEPS = WeightingConfig(delta_exponent=0.6)  # flat w; what moved students most (docs/decisions.md)
 EMOJI_DELTA_EXPONENTS = {
@@ -93,6 +97,11 @@ def digits_instant(steps: int) -> DistillConfig:
 def digits_instant_8() -> DistillConfig:
     """Digits student of 8 steps, instant moment matching (no auxiliary network)."""
     return digits_instant(8)
+
+
+def digits_elastic() -> DistillConfig:
+    """Digits student for 1, 2, 4 and 8 steps at once, told how many; twice the training of one for one."""
+    return replace(digits(8), steps=(1, 2, 4, 8), train=TrainConfig(num_steps=3000, batch_size=128))
 
 
 def digits_lora_8() -> DistillConfig:
@@ -281,6 +290,35 @@ def text_to_image_512(method: Literal["alternating", "instant"]) -> DistillConfi
     )
 
 
+def rewarding(run: Path) -> DistillConfig:
+    """What `momatch reward RUN` starts from: the settings of a finished run, a third of its steps at most.
+
+    The rate is a tenth of that run's: the student is to move a little.
+
+    Raises:
+        ConfigError: if there is no run that distilled in that folder.
+    """
+    config = read(RunFolder(run).config)
+    if not isinstance(config, DistillConfig):
+        raise ConfigError(f"{run} trained a teacher; give the run of a student")
+    steps = max(config.train.num_steps // 3, 1)
+    return replace(
+        config,
+        method=RewardConfig(run=str(run)),
+        source="data",
+        adapter=AdapterConfig(),
+        warm_start_steps=0,
+        stopping=StoppingConfig(),
+        keep_auxiliary=False,
+        train=replace(config.train, num_steps=steps, log_every=10),
+        optim=replace(
+            config.optim,
+            learning_rate=config.optim.learning_rate / 10,
+            warmup_steps=min(config.optim.warmup_steps, steps // 10),
+        ),
+    )
+
+
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "digits-teacher": digits_teacher,
     "digits-1": digits_1,
@@ -288,6 +326,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "digits-4": digits_4,
     "digits-8": digits_8,
     "digits-instant-8": digits_instant_8,
+    "digits-elastic": digits_elastic,
     "digits-lora-8": digits_lora_8,
     "diffusers-8": diffusers_8,
     "demo": demo,

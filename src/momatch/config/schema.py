@@ -59,6 +59,21 @@ def _read_network(value: Any) -> UNetConfig | UViTConfig:
     return registry.checked(found)
 
 
+def _read_steps(value: Any) -> int | tuple[int, ...]:
+    """K, or the several k of an elastic student in order; a list of one is one."""
+    several = isinstance(value, list | tuple | range)
+    counts = tuple(value) if several else (value,)
+    wrong = [count for count in counts if type(count) is not int or not 1 <= count <= MAX_STUDENT_STEPS]
+    if wrong or not counts:
+        also = ", or a list of such" if several else ""
+        raise ConfigError(f"steps is {shown(value)}; use 1 to {MAX_STUDENT_STEPS}{also}")
+    ordered = tuple(sorted(set(counts)))
+    return ordered[0] if len(ordered) == 1 else ordered
+
+
+Steps = int | tuple[int, ...]
+
+
 @settings("train")
 class TrainConfig:
     """How long and how often.
@@ -402,7 +417,8 @@ class DistillConfig:
             wrote, and what else docs/data.md names.
         image_size: as in training a teacher.
         reading: as in training a teacher.
-        steps: k, network calls of the student, 1 to 16.
+        steps: k, network calls of the student, 1 to 16. Several (1,2,4,8 or 1..16 on the command line, a list
+            in Python) make one elastic student, which is sampled with any of them.
         method: the algorithm and its own settings: `AlternatingConfig` (Algorithm 2), `InstantConfig`
             (Algorithm 3: no auxiliary network), …; in Python a name, such as "instant", will do.
         weighting: w(s) and p(s).
@@ -416,6 +432,8 @@ class DistillConfig:
             student whose schedule is not its teacher's; they count in train.num_steps.
         ema: an average of the student's weights.
         stopping: when to end early.
+        keep_auxiliary: keep the auxiliary's weights beside the student, for momatch reward, which otherwise
+            takes them from the newest checkpoint.
         train: length and rhythm; a pair of alternating updates counts as two steps. A step of Algorithm 3
             takes two minibatches of batch_size.
         optim: optimizer, the same for student and auxiliary.
@@ -432,7 +450,7 @@ class DistillConfig:
     data: str = "digits"
     image_size: ImageSize = 0
     reading: Annotated[Reading, FLAT] = field(default_factory=Reading)
-    steps: Annotated[int, Field(ge=1, le=MAX_STUDENT_STEPS), Remedy(f"use 1 to {MAX_STUDENT_STEPS}")] = 8
+    steps: Annotated[Steps, PlainValidator(_read_steps)] = 8
     method: Annotated[MethodConfig, PlainValidator(registry_of_methods.read)] = field(
         default_factory=AlternatingConfig
     )
@@ -446,6 +464,7 @@ class DistillConfig:
     warm_start_steps: AtLeast0 = 0
     ema: EmaConfig = field(default_factory=EmaConfig)
     stopping: StoppingConfig = field(default_factory=StoppingConfig)
+    keep_auxiliary: bool = False
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
@@ -461,6 +480,19 @@ class DistillConfig:
             "warm_start_steps",
             self.warm_start_steps,
             f"it must be below train.num_steps, which is {self.train.num_steps}",
+        )
+        elastic = len(self.step_counts) > 1
+        require(
+            not elastic or method.elastic,
+            "steps",
+            self.steps,
+            f"method={method.name} trains a student for one number of steps: give one",
+        )
+        require(
+            not elastic or not self.adapter.rank,
+            "steps",
+            self.steps,
+            "an adapter has no place for the number of steps: give one, or leave out adapter.rank",
         )
         if stopping.active:
             require(self.monitor.every > 0, "monitor.every", 0, "a stopping rule needs looks at the samples")
@@ -483,11 +515,22 @@ class DistillConfig:
             f"leave it out with method={method.name}, which draws no z_s from a posterior",
         )
         require(
+            "auxiliary" in method.learning or not self.keep_auxiliary,
+            "keep_auxiliary",
+            self.keep_auxiliary,
+            f"method={method.name} has no auxiliary: leave it out",
+        )
+        require(
             self.source == "data" or not method.needs_data,
             "source",
             self.source,
             f"method={method.name}, as it is set, needs source=data",
         )
+
+    @property
+    def step_counts(self) -> tuple[int, ...]:
+        """The numbers of steps that the student is for, in order."""
+        return (self.steps,) if isinstance(self.steps, int) else self.steps
 
 
 RunConfig = TeacherConfig | DistillConfig

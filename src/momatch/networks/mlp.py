@@ -16,7 +16,7 @@ class MLP(nn.Module):
     def __init__(self, config: MLPConfig):
         super().__init__()
         self.config = config
-        self.conditioning = Conditioning(config.embedding_dim, config.num_classes)
+        self.conditioning = Conditioning(config.embedding_dim, config.num_classes, config.step_counts)
         self.stem = nn.Linear(config.dim, config.width)
         self.blocks = nn.ModuleList(
             ResidualBlock(config.width, config.embedding_dim) for _ in range(config.depth)

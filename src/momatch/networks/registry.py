@@ -11,21 +11,30 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from momatch.networks.configs import CustomConfig, DiffusersConfig, MLPConfig, UNetConfig, UViTConfig
+from momatch.networks.configs import (
+    CustomConfig,
+    DiffusersConfig,
+    MLPConfig,
+    TokenTransformerConfig,
+    UNetConfig,
+    UViTConfig,
+)
 from momatch.networks.custom import build_custom
 from momatch.networks.diffusers import DiffusersNetwork
 from momatch.networks.mlp import MLP
+from momatch.networks.tokens import TokenTransformer
 from momatch.networks.unet import UNet
 from momatch.networks.uvit import UViT
 from momatch.utils.errors import ConfigError
 from momatch.utils.settings import require, sentence
 
-NetworkConfig = UNetConfig | UViTConfig | MLPConfig | DiffusersConfig | CustomConfig
+NetworkConfig = UNetConfig | UViTConfig | MLPConfig | TokenTransformerConfig | DiffusersConfig | CustomConfig
 
 _FAMILIES: dict[str, tuple[type, Callable[[Any], nn.Module]]] = {
     "unet": (UNetConfig, UNet),
     "uvit": (UViTConfig, UViT),
     "mlp": (MLPConfig, MLP),
+    "tokens": (TokenTransformerConfig, TokenTransformer),
     "diffusers": (DiffusersConfig, DiffusersNetwork),
     "custom": (CustomConfig, build_custom),
 }
@@ -58,6 +67,17 @@ def with_dropout(config: NetworkConfig, rate: float) -> NetworkConfig:
     if isinstance(config, DiffusersConfig):
         return replace(config, config={**config.config, "dropout": rate})
     return replace(config, dropout=rate)  # type: ignore (the caller has asked `dropout`)
+
+
+def step_counts(config: NetworkConfig) -> tuple[int, ...]:
+    """The numbers of steps that a network of this shape is told apart; () if it is told none."""
+    return getattr(config, "step_counts", ())
+
+
+def with_step_counts(config: NetworkConfig, counts: tuple[int, ...]) -> NetworkConfig | None:
+    """The same shape, told the number of steps; None if it has no place for that."""
+    known = isinstance(config, UNetConfig | UViTConfig | MLPConfig | TokenTransformerConfig)
+    return replace(config, step_counts=counts) if known else None
 
 
 def to_json(config: NetworkConfig) -> dict[str, Any]:
@@ -113,6 +133,8 @@ def checked(config: UNetConfig | UViTConfig) -> UNetConfig | UViTConfig:
     for key in ("image_channels", "num_classes", "text_dim"):
         value = getattr(config, key, 0)
         require(value >= (key == "image_channels"), f"network.{key}", value, "it must not be negative")
+    told = config.step_counts
+    require(not told, "network.step_counts", told, "leave it out: it is for students (--steps 1,2,4,8)")
     _check_shape(config)
     return config
 

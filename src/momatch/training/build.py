@@ -20,6 +20,7 @@ from momatch.data.images import ImageSet, Split, stratified_split
 from momatch.data.rows import Rows
 from momatch.diffusion.denoiser import Denoiser
 from momatch.diffusion.schedules import NoiseSchedule
+from momatch.evaluation.rewards import reward_function
 from momatch.interop import compatibility as fit
 from momatch.interop.load import load_teacher
 from momatch.methods import weighting
@@ -38,6 +39,7 @@ from momatch.networks.lora import AdaptedNetwork, share
 from momatch.training import checkpoint, distributed, sharding
 from momatch.training.batches import Batches, image_batches
 from momatch.training.claims import alone_in, claim
+from momatch.training.finished import finished
 from momatch.training.run import Best, Run
 from momatch.utils import devices
 from momatch.utils.errors import ConfigError
@@ -73,7 +75,7 @@ def distillation(
                 f"stopping.held_back {config.stopping.held_back} keeps {len(reference)} of {len(data.train)} "
                 "pictures; it must keep 2 or more, and hundreds to tell much"
             )
-    schedule = config.schedule.build(teacher.schedule, config.steps)
+    schedule = config.schedule.build(teacher.schedule, config.step_counts[-1])
     student, network = _student(teacher, config)
     learning = len(config.method.learning) + bool(config.ema.decay)
     sharded = sharding.wanted(config, teacher.denoiser, learning)
@@ -103,7 +105,7 @@ def distillation(
         network,
         schedule,
         teacher.sample_shape,
-        config.steps,
+        config.step_counts[-1],
         teacher.num_classes,
         origin,
         cond_shapes=teacher.cond_shapes,
@@ -144,10 +146,10 @@ def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.
     return _with_adapter(denoiser, config.adapter, config.train.seed, "student"), shape
 
 
-def _auxiliary(teacher: Model, config: DistillConfig) -> Denoiser:
-    """φ; nothing is dropped out in it."""
+def _auxiliary(teacher: Model, config: DistillConfig, told: bool) -> Denoiser:
+    """φ, told the number of steps or not; nothing is dropped out in it."""
     if not config.adapter.rank or config.adapter.auxiliary == "full":
-        return _learner(teacher, config, dropout=0.0)[0]
+        return _learner(teacher, config, dropout=0.0, told=told)[0]
     denoiser, _ = _learner(teacher, config, dropout=0.0, shared=True)
     return _with_adapter(denoiser, replace(config.adapter, dropout=0.0), config.train.seed, "auxiliary")
 
@@ -162,30 +164,59 @@ def _with_adapter(denoiser: Denoiser, adapter: AdapterConfig, seed: int, role: s
 
 
 def _learner(
-    teacher: Model, config: DistillConfig, dropout: float, shared: bool = False
+    teacher: Model, config: DistillConfig, dropout: float, shared: bool = False, told: bool = True
 ) -> tuple[Denoiser, registry.NetworkConfig]:
     """A copy of the teacher with its own rate of dropout, and its network's shape.
 
     Unguided, but kept in range where the guided teacher is. Its weights are its own and can learn; if
-    `shared`, they are the teacher's.
+    `shared`, they are the teacher's. If it is `told` and there are several numbers of steps, it has a branch
+    for them, which starts at zero.
     """
     plain = config.guidance.apply(teacher.denoiser).unwrapped
     denoiser = share(plain) if shared else copy.deepcopy(plain).requires_grad_(True)
     assert isinstance(denoiser, Denoiser)
+    counts = config.step_counts if told and len(config.step_counts) > 1 else ()
     found = registry.dropout(teacher.network)
-    if dropout == (found or 0.0):
+    if dropout == (found or 0.0) and counts == registry.step_counts(teacher.network):
         return denoiser, teacher.network
-    if found is None:
+    if dropout and found is None:
         raise ConfigError(
             f"student_dropout is {dropout}, but a network of type "
             f"{type(teacher.network).__name__} has no dropout; use student_dropout 0"
         )
-    shape = registry.with_dropout(teacher.network, dropout)
+    shape = teacher.network if found is None else registry.with_dropout(teacher.network, dropout)
+    if counts or registry.step_counts(shape):
+        shape = _elastic(shape, counts, config)
     with torch.random.fork_rng(devices=[]):
         network = registry.build(shape).to(teacher.device)
-    network.load_state_dict(denoiser.network.state_dict(keep_vars=shared), assign=shared)
+    weights = denoiser.network.state_dict(keep_vars=shared)
+    if counts:  # the branch that tells them apart is new
+        weights = {**network.state_dict(), **weights}
+    network.load_state_dict(weights, assign=shared)
     denoiser.network = network if shared else network.requires_grad_(True)
     return denoiser, shape
+
+
+def _elastic(
+    shape: registry.NetworkConfig, counts: tuple[int, ...], config: DistillConfig
+) -> registry.NetworkConfig:
+    """The shape with a branch for the number of steps.
+
+    Raises:
+        ConfigError: if it has no place for one, or the teacher has one itself.
+    """
+    if registry.step_counts(shape):
+        raise ConfigError(
+            f"teacher {config.teacher} is a student for several numbers of steps, which cannot teach; take "
+            "the teacher it had"
+        )
+    found = registry.with_step_counts(shape, counts)
+    if found is None:
+        raise ConfigError(
+            f"steps is {shown(counts)}, but a network of type {type(shape).__name__} cannot be told the "
+            "number of steps: give one"
+        )
+    return found
 
 
 def _method(
@@ -221,8 +252,10 @@ def _method(
         student=student,
         transition=transition,
         weighting=config.weighting.build_weighting(teacher.denoiser.prediction),
-        auxiliary=lambda: _auxiliary(teacher, config),
+        auxiliary=lambda told: _auxiliary(teacher, config, told),
         second_moments=second_moments,
+        finished=lambda run: finished(run, teacher),
+        reward=lambda name: reward_function(name, data, teacher.device),
         minibatch=lambda size: _batches(data, teacher, config.train.seed, size)(0),
         average=distributed.average,
         sharded=sharded,

@@ -68,21 +68,24 @@ def save_png(array: np.ndarray, path: Path) -> None:
     Image.fromarray(array).save(path, format="PNG", optimize=True)
 
 
-def training_curve(records: Sequence[Mapping[str, Any]], name: str, label: str = "") -> Figure:
-    """One number over the steps on a logarithmic axis, raw and smoothed.
+def training_curve(
+    records: Sequence[Mapping[str, Any]], name: str, label: str = "", signed: bool = False
+) -> Figure:
+    """One number over the steps, raw and smoothed.
 
     Args:
         records: lines of metrics.jsonl that carry metrics.
-        name: which number, e.g. "gap" or "loss"; values that are not positive and finite are left out.
+        name: which number, e.g. "gap" or "loss"; values that are not finite are left out.
         label: what to call it on the axis.
+        signed: if not, values that are not positive are left out too, and the axis is logarithmic.
     """
     figure, axes = _axes()
-    steps, values = _series(records, name, positive=True)
+    steps, values = _series(records, name, positive=not signed)
     if len(steps):
         axes.plot(steps, values, color=COLOURS["student"], alpha=0.45, linewidth=1, label="as logged")
-        axes.plot(steps, smooth(values), color=COLOURS["student"], linewidth=2, label="smoothed")
+        axes.plot(steps, smooth(values, signed), color=COLOURS["student"], linewidth=2, label="smoothed")
         _legend(axes)
-    axes.set_yscale("log")
+    axes.set_yscale("linear" if signed else "log")
     _label(axes, "step", label or name)
     return figure
 
@@ -187,11 +190,12 @@ def quality_curve(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def smooth(values: np.ndarray, window: float = 0.1) -> np.ndarray:
-    """Centred geometric running mean over `window` of the series; at the ends the window shrinks."""
+def smooth(values: np.ndarray, signed: bool = False, window: float = 0.1) -> np.ndarray:
+    """Centred running mean over `window` of the series, geometric unless signed; it shrinks at the ends."""
     reach = int(len(values) * window / 2)
-    logs = np.log(values)
-    return np.exp([logs[max(0, i - reach) : i + reach + 1].mean() for i in range(len(logs))])
+    seen = values if signed else np.log(values)
+    means = np.array([seen[max(0, i - reach) : i + reach + 1].mean() for i in range(len(seen))])
+    return means if signed else np.exp(means)
 
 
 def svg(figure: Figure) -> str:

@@ -80,6 +80,8 @@ def export_folder(model: Model, directory: Path, name: str, licence: str | None,
         null_label = model.denoiser.null_values.get("label")
         index |= {"_class_name": [kind, "MomentMatchingPipeline"], "steps": model.steps}
         index["null_label"] = null_label
+        if len(model.step_counts) > 1:
+            index["told_steps"] = True
     contents = json.dumps(index, indent=2) + "\n"
     write_atomically(directory / MODEL_INDEX, lambda path: path.write_text(contents))
     text = card.render(model, name, kind, _code(directory), licence, pipeline, run, "vae" in index)

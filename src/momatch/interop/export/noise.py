@@ -57,19 +57,26 @@ def moment_matching(model: Model) -> Any:
     """`MomentMatchingScheduler` on the student's own noise levels."""
     from momatch.interop.export.moment_matching_scheduler import MomentMatchingScheduler
 
-    logsnr = model.schedule(time_grid(model.steps))[:-1]
-    times = model.denoiser.time.to_time(logsnr)
-    if getattr(model.network, "class_name", "") == "FluxTransformer2DModel":
-        times = 1000 * times  # FluxPipeline divides by it
+    (logsnrs, times), *others = (_grid(model, k) for k in sorted(model.step_counts, reverse=True))
     sign = "-" if getattr(model.network, "negated", False) else ""
     return MomentMatchingScheduler(
-        logsnrs=logsnr.tolist(),
-        native_timesteps=times.tolist(),
+        logsnrs=logsnrs,
+        native_timesteps=times,
         prediction_type=sign + model.denoiser.prediction,
         space=SPACES[model.denoiser.time.name],
         sigma_data=model.denoiser.sigma_data,
         clip=model.denoiser.clip,
+        other_grids=[list(grid) for grid in others] or None,
     )
+
+
+def _grid(model: Model, steps: int) -> tuple[list[float], list[float]]:
+    """logSNR, and what the network is told, at each of so many calls."""
+    logsnr = model.schedule(time_grid(steps))[:-1]
+    times = model.denoiser.time.to_time(logsnr)
+    if getattr(model.network, "class_name", "") == "FluxTransformer2DModel":
+        times = 1000 * times  # FluxPipeline divides by it
+    return logsnr.tolist(), times.tolist()
 
 
 def is_stock(scheduler: Any) -> bool:
