@@ -89,11 +89,15 @@ class DiffusersConfig:
         class_name: of the model, e.g. "UNet2DModel".
         config: what that class's `from_config` takes; JSON types only.
         negated: its output is to be read with the other sign.
+        score: its output is the score of x + σ ε, and it is told σ.
+        record: where the record of its class is, "package.module:NAME", if momatch has none.
     """
 
     class_name: str
     config: dict[str, Any] = field(default_factory=dict)
     negated: bool = False
+    score: bool = False
+    record: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from typing import Any
 
 from momatch.diffusion.sampling import time_grid
 from momatch.models.model import Model
+from momatch.networks.configs import DiffusersConfig
+from momatch.networks.diffusers import family_of
 
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x": "sample"}
-SPACES = {"timesteps": "vp", "logsnr": "vp", "flow": "flow", "edm": "edm"}
+SPACES = {"timesteps": "vp", "logsnr": "vp", "flow": "flow", "edm": "edm", "exploding": "ve"}
 OURS = Path(__file__).with_name("moment_matching_scheduler.py")
 
 
@@ -59,14 +61,20 @@ def moment_matching(model: Model) -> Any:
 
     logsnr = model.schedule(time_grid(model.steps))[:-1]
     times = model.denoiser.time.to_time(logsnr)
-    if getattr(model.network, "class_name", "") == "FluxTransformer2DModel":
-        times = 1000 * times  # FluxPipeline divides by it
-    sign = "-" if getattr(model.network, "negated", False) else ""
+    prediction, options = str(model.denoiser.prediction), {}
+    if isinstance(model.network, DiffusersConfig):
+        family = family_of(model.network.class_name, model.network.record)
+        times = family.time_unit * times  # its pipeline divides by it
+        if model.network.negated != family.negated:  # its pipeline sees to the network's own sign
+            prediction = f"-{prediction}"
+        if model.network.score:
+            prediction, options = "score", {"data_range": list(model.denoiser.time.options.values())}
     return MomentMatchingScheduler(
         logsnrs=logsnr.tolist(),
         native_timesteps=times.tolist(),
-        prediction_type=sign + model.denoiser.prediction,
+        prediction_type=prediction,
         space=SPACES[model.denoiser.time.name],
+        **options,
         sigma_data=model.denoiser.sigma_data,
         clip=model.denoiser.clip,
     )
