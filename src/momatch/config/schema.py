@@ -368,6 +368,9 @@ class DistillConfig:
         teacher_size: side of what a diffusers teacher makes, where its files do not say; 0 means as they say.
         scheduler: folder with the scheduler_config.json that a diffusers teacher was trained with, where its
             own has none.
+        teacher_sides: instead of that, all its sides: 48 64 of an image, 21 60 104 of a video's latents.
+        teacher_family: where the record of the class of a diffusers teacher's network is,
+            package.module:NAME, if momatch has none (docs/teachers.md).
         data: "digits", "emoji", a folder or .npz of pictures, a folder that momatch prepare wrote, and what
             else docs/data.md names.
         image_size: as in training a teacher.
@@ -398,6 +401,8 @@ class DistillConfig:
     null_label: int = -1
     teacher_size: AtLeast0 = 0
     scheduler: str = ""
+    teacher_sides: tuple[AtLeast0, ...] = ()
+    teacher_family: str = ""
     data: str = "digits"
     image_size: ImageSize = 0
     reading: Annotated[Reading, FLAT] = field(default_factory=Reading)

@@ -43,7 +43,8 @@ def check_fit(model: Model, images: ImageSet) -> None:
         )
     _check_encoders(model, images)
     for name, wanted in model.cond_shapes.items():
-        _check_condition(model, images, name, wanted)
+        if name in images.conditions or not isinstance(model.denoiser.null_values.get(name), float):
+            _check_condition(model, images, name, wanted)  # a number is a default, a guidance strength say
 
 
 def _check_condition(model: Model, images: ImageSet, name: str, wanted: tuple[int, ...]) -> None:

@@ -270,11 +270,10 @@ def _sample_shape(family: Family, config: dict[str, Any], size: int | Sides | No
         sides = (sides, sides)
     sides = (sides,) if isinstance(sides, int) else tuple(int(side) for side in sides)
     if len(sides) != family.dims:
-        names = "×".join(("frames", "height", "width")[-family.dims :]) if family.dims > 1 else "length"
+        names = " ".join(("FRAMES", "HEIGHT", "WIDTH")[-family.dims :]) if family.dims > 1 else "LENGTH"
         raise UsageError(
-            f"the samples of a {family.class_name} have {family.dims} sides ({names}), not "
-            f"{'×'.join(map(str, sides))}; give all of them, as --teacher-size "
-            f"{'x'.join(('5', '64', '64')[-family.dims :])}"
+            f"the samples of a {family.class_name} have {family.dims} sides, but "
+            f"{'×'.join(map(str, sides))} was given; give all of them: --teacher-sides {names}"
         )
     return (channels // family.packed, *sides)
 

@@ -115,8 +115,9 @@ def teacher_of_student(student: Model) -> Model:
     return load_teacher(
         student.provenance.teacher,
         null_label if null_label >= 0 else None,
-        int(config.get("teacher_size", 0)) or None,
+        config.get("teacher_sides") or int(config.get("teacher_size", 0)) or None,
         config.get("scheduler") or None,
+        config.get("teacher_family", ""),
     )
 
 

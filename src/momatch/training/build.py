@@ -129,7 +129,8 @@ def teacher_of(config: DistillConfig) -> Model:
         UsageError: if there is none, or something about it has to be told.
     """
     null_label = config.null_label if config.null_label >= 0 else None
-    return load_teacher(config.teacher, null_label, config.teacher_size or None, config.scheduler or None)
+    size = config.teacher_sides or config.teacher_size or None
+    return load_teacher(config.teacher, null_label, size, config.scheduler or None, config.teacher_family)
 
 
 def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:
@@ -376,5 +377,5 @@ def _path(directory: str | Path | None) -> Path | None:
 
 def _batches(images: ImageSet, model: Model, seed: int, size: int) -> Batches:
     labels = images.labels if model.num_classes else None
-    conditions = {name: images.conditions[name] for name in model.cond_shapes}
+    conditions = {name: images.conditions[name] for name in model.cond_shapes if name in images.conditions}
     return image_batches(images.images, labels, size, seed, conditions, model.device)
