@@ -193,7 +193,9 @@ CASES: dict[str, Case] = {
     "SD3Transformer2DModel": Case(
         folders.sd3, flow, "StableDiffusion3Pipeline", parts=SD3_PARTS, call=NO_GUIDANCE
     ),
-    "FluxTransformer2DModel": Case(folders.flux, flow, "FluxPipeline", parts=FLUX_PARTS, **packed()),
+    "FluxTransformer2DModel": Case(
+        folders.flux, flow, "FluxPipeline", (8, 4), parts=FLUX_PARTS, **packed(8, 4)
+    ),
     "SanaTransformer2DModel": Case(
         sana,
         flow,
@@ -202,33 +204,38 @@ CASES: dict[str, Case] = {
         parts=ENCODERS,
         call={**NO_GUIDANCE, "use_resolution_binning": False, "negative_prompt": None},
     ),
-    "Lumina2Transformer2DModel": Case(lumina2, flow, "Lumina2Pipeline", parts=ENCODERS, call=NO_GUIDANCE),
+    "Lumina2Transformer2DModel": Case(
+        lumina2, flow, "Lumina2Pipeline", (8, 4), parts=ENCODERS, call=NO_GUIDANCE
+    ),
     "AuraFlowTransformer2DModel": Case(aura_flow, flow, "AuraFlowPipeline", parts=ENCODERS, call=NO_GUIDANCE),
-    "QwenImageTransformer2DModel": Case(qwen_image, flow, "QwenImagePipeline", parts=ENCODERS, **packed()),
+    "QwenImageTransformer2DModel": Case(
+        qwen_image, flow, "QwenImagePipeline", (8, 4), parts=ENCODERS, **packed(8, 4)
+    ),
     "ZImageTransformer2DModel": Case(
-        z_image, flow, "ZImagePipeline", parts=ENCODERS, call={"guidance_scale": 0.0}
+        z_image, flow, "ZImagePipeline", (8, 4), parts=ENCODERS, call={"guidance_scale": 0.0}
     ),
     "Flux2Transformer2DModel": Case(
         flux2,
         flow,
         "Flux2Pipeline",
-        size=(4, 4),
+        size=(4, 2),
         pixels=16,
         parts=ENCODERS,
         layout=lambda z: z.flatten(2).transpose(1, 2),
-        back=lambda tokens: tokens.transpose(1, 2).unflatten(2, (4, 4)),
+        back=lambda tokens: tokens.transpose(1, 2).unflatten(2, (4, 2)),
     ),
     "ChromaTransformer2DModel": Case(
-        chroma, flow, "ChromaPipeline", parts=ENCODERS, call=NO_GUIDANCE, **packed()
+        chroma, flow, "ChromaPipeline", (8, 4), parts=ENCODERS, call=NO_GUIDANCE, **packed(8, 4)
     ),
     "HunyuanDiT2DModel": Case(
         hunyuan_dit,
         ddim,
         "HunyuanDiTPipeline",
+        (8, 4),
         parts={**ENCODERS, "text_encoder_2": None, "tokenizer_2": None, **CHECKED},
         call={**NO_GUIDANCE, "use_resolution_binning": False},
     ),
-    "WanTransformer3DModel": Case(wan, flow, "WanPipeline", size=(3, 4, 4), parts=ENCODERS, call=NO_GUIDANCE),
+    "WanTransformer3DModel": Case(wan, flow, "WanPipeline", size=(3, 4, 6), parts=ENCODERS, call=NO_GUIDANCE),
     "CogVideoXTransformer3DModel": Case(
         cog_video_x,
         lambda: diffusers.CogVideoXDDIMScheduler(

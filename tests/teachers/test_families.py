@@ -8,6 +8,7 @@ from pathlib import Path
 
 import diffusers
 import pytest
+import torch
 
 import momatch
 from momatch.models.model import load_model

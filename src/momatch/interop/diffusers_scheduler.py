@@ -195,9 +195,10 @@ def dynamic_shift(settings: dict[str, Any], tokens: int, mu: float | None = None
 
     Source: `calculate_shift` of diffusers' FluxPipeline, and FlowMatchEulerDiscreteScheduler.time_shift.
     """
-    low, high = settings["base_image_seq_len"], settings["max_image_seq_len"]
-    slope = (settings["max_shift"] - settings["base_shift"]) / (high - low)
-    mu = settings["base_shift"] + slope * (tokens - low) if mu is None else mu
+    if mu is None:
+        low, high = settings["base_image_seq_len"], settings["max_image_seq_len"]
+        slope = (settings["max_shift"] - settings["base_shift"]) / (high - low)
+        mu = float(settings["base_shift"] + slope * (tokens - low))
     return mu if settings.get("time_shift_type") == "linear" else math.exp(mu)
 
 

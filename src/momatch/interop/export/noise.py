@@ -61,20 +61,20 @@ def moment_matching(model: Model) -> Any:
 
     logsnr = model.schedule(time_grid(model.steps))[:-1]
     times = model.denoiser.time.to_time(logsnr)
-    prediction, options = str(model.denoiser.prediction), {}
+    prediction, data_range = str(model.denoiser.prediction), [-1.0, 1.0]
     if isinstance(model.network, DiffusersConfig):
         family = family_of(model.network.class_name, model.network.record)
         times = family.time_unit * times  # its pipeline divides by it
         if model.network.negated != family.negated:  # its pipeline sees to the network's own sign
             prediction = f"-{prediction}"
         if model.network.score:
-            prediction, options = "score", {"data_range": list(model.denoiser.time.options.values())}
+            prediction, data_range = "score", list(model.denoiser.time.options.values())
     return MomentMatchingScheduler(
         logsnrs=logsnr.tolist(),
         native_timesteps=times.tolist(),
         prediction_type=prediction,
         space=SPACES[model.denoiser.time.name],
-        **options,
+        data_range=data_range,
         sigma_data=model.denoiser.sigma_data,
         clip=model.denoiser.clip,
     )

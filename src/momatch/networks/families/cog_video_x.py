@@ -33,7 +33,10 @@ def _rotary(model: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     else:  # 1.5
         frames = -(-frames // config.patch_size_t)
         options = {"crops_coords": None, "temporal_size": frames, "grid_type": "slice", "max_size": base}
-    return get_3d_rotary_pos_embed(config.attention_head_dim, grid_size=grid, device=z.device, **options)
+    found: Any = get_3d_rotary_pos_embed(
+        config.attention_head_dim, grid_size=grid, device=z.device, **options
+    )
+    return found
 
 
 def sides(config: Config) -> Sides:
