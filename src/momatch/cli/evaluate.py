@@ -242,7 +242,7 @@ def data_for(model: Model, source: str | None) -> Split:
         raise UsageError(
             "this model does not say what it was trained on; name data to compare with by --data"
         )
-    pictures = model.sample_shape[0] in (1, 3)  # latents have more channels
+    pictures = len(model.sample_shape) == 3 and model.sample_shape[0] in (1, 3)  # latents have more channels
     origin = model.provenance
     if pictures and origin.pipeline and not (origin.config or origin.latent):
         size = model.sample_shape[-1]  # a teacher of pixels from elsewhere

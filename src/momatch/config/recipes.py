@@ -27,7 +27,7 @@ from momatch.config.schema import (
 )
 from momatch.methods.alternating import AlternatingConfig
 from momatch.methods.instant import InstantConfig
-from momatch.networks.configs import UNetConfig, UViTConfig
+from momatch.networks.configs import MLPConfig, UNetConfig, UViTConfig
 from momatch.utils.errors import ConfigError
 
 LONGER_STEPS = WeightingConfig(delta_exponent=0.6)  # flat w; what moved students most (docs/decisions.md)
@@ -110,6 +110,27 @@ def diffusers_8() -> DistillConfig:
         weighting=replace(LONGER_STEPS, name="signal"),
         train=TrainConfig(num_steps=500, batch_size=128),
         optim=OptimConfig(learning_rate=2e-4),
+    )
+
+
+def vectors_teacher() -> TeacherConfig:
+    """Teacher of vectors or trajectories in a file of arrays (docs/data.md): an MLP, 10,000 steps."""
+    return TeacherConfig(
+        network=MLPConfig(width=256, depth=4, embedding_dim=128),
+        sampling_steps=100,
+        train=TrainConfig(num_steps=10_000, batch_size=256, checkpoint_every=2000),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=200),
+    )
+
+
+def vectors(steps: int) -> DistillConfig:
+    """Student of a teacher of vectors or trajectories, alternating moment matching."""
+    return DistillConfig(
+        teacher="runs/vectors-teacher",
+        steps=steps,
+        weighting=LONGER_STEPS,
+        train=TrainConfig(num_steps=4000, batch_size=256),
+        optim=OptimConfig(learning_rate=3e-4),
     )
 
 
@@ -253,6 +274,8 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "digits-instant-8": digits_instant_8,
     "digits-lora-8": digits_lora_8,
     "diffusers-8": diffusers_8,
+    "vectors-teacher": vectors_teacher,
+    **{f"vectors-{k}": partial(vectors, k) for k in (1, 2, 4, 8)},
     "demo": demo,
     "emoji16-teacher": emoji16_teacher,
     **{f"emoji16-{k}": partial(emoji, 16, "alternating", k) for k in (1, 2, 4, 8)},

@@ -66,12 +66,14 @@ class MLPConfig:
     """Shape of an `MLP`.
 
     Attributes:
-        dim: length of the vectors.
+        dim: length of the vectors; of trajectories and the like, how many numbers a sample has.
         width: width of the residual stream.
         depth: residual blocks.
         num_classes: labels 0 … num_classes − 1, with num_classes itself as the null label; 0 for an
             unconditional network.
         embedding_dim: width of the embedding of (logSNR, label).
+        conditions: names of what it is asked with beside a label, in the order in which it takes them.
+        cond_dim: how many numbers these are together.
     """
 
     dim: int = 2
@@ -79,6 +81,8 @@ class MLPConfig:
     depth: int = 3
     num_classes: int = 0
     embedding_dim: int = 64
+    conditions: tuple[str, ...] = ()
+    cond_dim: int = 0
 
 
 @dataclass(frozen=True)
