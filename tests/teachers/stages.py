@@ -22,7 +22,7 @@ from momatch.interop.export.folder import export_folder
 from momatch.models.model import load_model
 
 SHORT = momatch.DistillConfig(
-    steps=2, train=TrainConfig(num_steps=4, batch_size=2), monitor=MonitorConfig(every=0)
+    steps=2, train=TrainConfig(num_steps=2, batch_size=2), monitor=MonitorConfig(every=0)
 )
 
 
@@ -125,7 +125,7 @@ def data(model) -> Split:
 
 
 def distilled(model, **changes):
-    """A student of four steps of training; its teacher is as it was."""
+    """A student of two steps of training; its teacher is as it was."""
     before = model.fingerprint()
     student = momatch.distill(model, data(model), dataclasses.replace(SHORT, **changes))
     assert model.fingerprint() == before != student.fingerprint()
@@ -134,7 +134,7 @@ def distilled(model, **changes):
 
 
 def whole(name, case, model):
-    """Four steps of the alternating method, every weight trained."""
+    """Two steps of the alternating method, every weight trained."""
     return distilled(model)
 
 
@@ -144,7 +144,7 @@ def adapted(name, case, model):
 
 
 def instant(name, case, model):
-    """Four steps of the instant method, which differentiates the teacher along its weights."""
+    """Two steps of the instant method, which differentiates the teacher along its weights."""
     return distilled(model, method=InstantConfig(lambda_steps=2))
 
 

@@ -44,8 +44,8 @@ class SampleArguments:
         labels: classes to ask for, such as 0,1,2, taken in turn; all in turn if left out.
         prompt: a text to ask for, of a model that takes text; may be given more than once, each becomes a
             column of the grid.
-        cond: what to ask a model of vectors or trajectories for, NAME=FILE.npy, rows taken in turn; may be given
-            more than once, for each thing that it takes.
+        cond: what to ask a model of vectors or trajectories for, NAME=FILE.npy, rows taken in turn; may be
+            given more than once, for each thing that it takes.
         guidance: of a teacher, w in (1 + w) g(z, c) − w g(z, ∅), one less than diffusers' guidance_scale; a
             student has its own distilled in.
         clip: of a teacher's estimates: "static" to [−1, 1], as the emoji recipes distil; "dynamic" rescales.
@@ -184,7 +184,8 @@ def save_vectors(path: Path, samples: Tensor, cond: Cond | None) -> None:
 
         save_file({name: rows.contiguous() for name, rows in arrays.items()}, path)
     elif path.suffix == ".npz":
-        np.savez(path, **{name: rows.numpy() for name, rows in arrays.items()})
+        numbers: dict[str, Any] = {name: rows.numpy() for name, rows in arrays.items()}
+        np.savez(path, **numbers)
     else:
         np.save(path, samples.float().numpy())
 

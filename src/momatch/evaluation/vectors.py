@@ -25,6 +25,7 @@ from momatch.utils.seeding import generator
 MOST = 5000  # rows compared; energy distances take the square of that
 MIN_GROUP = 10  # rows of a condition, for moments of their own
 PROJECTIONS = 256
+CONSTANT = 0.01  # of the spread of all: a column below that, the start of all paths say, is no unit
 
 
 class FlatFeatures:
@@ -54,12 +55,12 @@ def measure(samples: Tensor, cond: Cond | None, data: Split, seed: int) -> list[
         seed: of directions and subsets.
     """
     real, count = _flat(data.heldout.images), min(len(samples), len(data.heldout), MOST)
-    centre, spread_ = real.mean(0), real.std(0).clamp(min=1e-6)
+    centre, scale = real.mean(0), _scale(real)
 
-    def scaled(x: Tensor) -> Tensor:
-        return (_flat(x) - centre) / spread_
+    def scaled(x: Tensor | Rows) -> Tensor:
+        return (_flat(x) - centre) / scale
 
-    ours, theirs = scaled(samples), scaled(data.heldout.images[:])
+    ours, theirs = scaled(samples), scaled(data.heldout.images)
     training = scaled(take(data.train.images, spread(len(data.train), count)))
     used = _Used(
         reference=data.heldout.name, n_generated=len(samples), n_reference=len(data.heldout), seed=seed
@@ -121,8 +122,14 @@ def _conditions(cond: Cond, data: ImageSet) -> tuple[Tensor, Tensor]:
             asked.append(_flat(rows))
             known.append(_flat(data.conditions[name]))
     a, b = torch.cat(asked, 1), torch.cat(known, 1)
-    centre, scale = b.mean(0), b.std(0).clamp(min=1e-6)
+    centre, scale = b.mean(0), _scale(b)
     return (a - centre) / scale, (b - centre) / scale
+
+
+def _scale(real: Tensor) -> Tensor:
+    """Standard deviation of each column (M, D) → (D,); of all together for columns that hardly vary."""
+    own, whole = real.std(0), real.std().clamp(min=1e-12)
+    return torch.where(own < CONSTANT * whole, whole, own)
 
 
 def _flat(rows: Tensor | Rows) -> Tensor:

@@ -290,7 +290,7 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
             + ("the recipe vectors-teacher" if vectors else "a recipe for pictures, such as digits-teacher")
         )
     divisor = registry.divisor(config.network)
-    if any(size % divisor for size in shape[1:]):
+    if not isinstance(config.network, MLPConfig) and any(size % divisor for size in shape[1:]):
         raise ConfigError(
             f"network.channels has {len(config.network.channels)} levels, "
             f"too many for {shape[1]}×{shape[2]} pictures; each level halves them: name fewer widths"

@@ -44,7 +44,7 @@ def export_folder(model: Model, directory: Path, name: str, licence: str | None,
     network = model.network
     if not isinstance(network, DiffusersConfig | UNetConfig | UViTConfig):
         raise UsageError(
-            f"this student's network is a {type(network).__name__.removesuffix('Config')}, for which "
+            f"this student's network has the shape {type(network).__name__}, for which "
             "diffusers has no class; use --format onnx, or keep it as it is: momatch.load_student opens it"
         )
     diffusers, scheduler = import_diffusers(), noise.sampler(model)
