@@ -31,7 +31,7 @@ from momatch.data.sources import available
 from momatch.methods.alternating import AlternatingConfig
 from momatch.methods.instant import InstantConfig
 from momatch.methods.reward import RewardConfig
-from momatch.networks.configs import UNetConfig, UViTConfig
+from momatch.networks.configs import MLPConfig, UNetConfig, UViTConfig
 from momatch.utils.errors import ConfigError
 from momatch.utils.run_folder import RunFolder
 
@@ -155,6 +155,27 @@ def fashion(size: int, steps: int) -> DistillConfig:
         method=AlternatingConfig("joint"),
         weighting=LONGER_STEPS,
         train=TrainConfig(num_steps=1000 if small else 3000, batch_size=128 if small else 256),
+        optim=OptimConfig(learning_rate=3e-4),
+    )
+
+
+def vectors_teacher() -> TeacherConfig:
+    """Teacher of vectors or trajectories in a file of arrays (docs/data.md): an MLP, 10,000 steps."""
+    return TeacherConfig(
+        network=MLPConfig(width=256, depth=4, embedding_dim=128),
+        sampling_steps=100,
+        train=TrainConfig(num_steps=10_000, batch_size=256, checkpoint_every=2000),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=200),
+    )
+
+
+def vectors(steps: int) -> DistillConfig:
+    """Student of a teacher of vectors or trajectories, alternating moment matching."""
+    return DistillConfig(
+        teacher="runs/vectors-teacher",
+        steps=steps,
+        weighting=LONGER_STEPS,
+        train=TrainConfig(num_steps=4000, batch_size=256),
         optim=OptimConfig(learning_rate=3e-4),
     )
 
@@ -329,6 +350,8 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "digits-elastic": digits_elastic,
     "digits-lora-8": digits_lora_8,
     "diffusers-8": diffusers_8,
+    "vectors-teacher": vectors_teacher,
+    **{f"vectors-{k}": partial(vectors, k) for k in (1, 2, 4, 8)},
     "demo": demo,
     "fashion14-teacher": fashion14_teacher,
     **{f"fashion14-{k}": partial(fashion, 14, k) for k in (1, 2, 4, 8, 16)},

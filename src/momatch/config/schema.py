@@ -31,7 +31,7 @@ from momatch.methods.weighting import TimeDensity, Weighting
 from momatch.models.model import Model
 from momatch.models.request import MAX_SEED, MAX_STUDENT_STEPS
 from momatch.networks import registry
-from momatch.networks.configs import UNetConfig, UViTConfig
+from momatch.networks.configs import MLPConfig, UNetConfig, UViTConfig
 from momatch.utils.devices import AUTO
 from momatch.utils.errors import ConfigError
 from momatch.utils.settings import Remedy, require, settings, shown
@@ -48,14 +48,14 @@ Device = Annotated[str, Remedy('give its name, such as "cuda:0"', of_types=True)
 ImageSize = Annotated[int, Field(ge=0), Remedy("it must be 0 (as they are) or more")]
 
 
-def _read_network(value: Any) -> UNetConfig | UViTConfig:
+def _read_network(value: Any) -> registry.TrainableConfig:
     """A network's shape, checked; from itself or from {"family": …, …}."""
     try:
         found = registry.from_json(value) if isinstance(value, dict) else value
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if not isinstance(found, UNetConfig | UViTConfig):
-        raise ConfigError(f"network is {shown(value)}; give the shape of a unet or a uvit")
+    if not isinstance(found, registry.TrainableConfig):
+        raise ConfigError(f"network is {shown(value)}; give the shape of a unet, a uvit or an mlp")
     return registry.checked(found)
 
 
@@ -363,7 +363,8 @@ class TeacherConfig:
         image_size: pictures of a folder are cut to their central square and reduced to this side; 0 takes
             them as they are.
         reading: how data are read, where their files alone do not say it.
-        network: the network's shape; image_channels and num_classes follow the data.
+        network: the network's shape; image_channels and num_classes follow the data, of an MLP dim and
+            conditions too.
         schedule: noise schedule.
         prediction: what the network's output stands for.
         cond_dropout: share of samples trained on the null label.
@@ -384,7 +385,7 @@ class TeacherConfig:
     data: str = "digits"
     image_size: ImageSize = 0
     reading: Annotated[Reading, FLAT] = field(default_factory=Reading)
-    network: Annotated[UNetConfig | UViTConfig, PlainValidator(_read_network)] = field(
+    network: Annotated[UNetConfig | UViTConfig | MLPConfig, PlainValidator(_read_network)] = field(
         default_factory=UNetConfig
     )
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -413,6 +414,9 @@ class DistillConfig:
         teacher_size: side of what a diffusers teacher makes, where its files do not say; 0 means as they say.
         scheduler: folder with the scheduler_config.json that a diffusers teacher was trained with, where its
             own has none.
+        teacher_sides: instead of that, all its sides: 48 64 of an image, 21 60 104 of a video's latents.
+        teacher_family: where the record of the class of a diffusers teacher's network is,
+            package.module:NAME, if momatch has none (docs/teachers.md).
         data: "digits", "emoji", "fashion-mnist", a folder or .npz of pictures, a folder that momatch prepare
             wrote, and what else docs/data.md names.
         image_size: as in training a teacher.
@@ -447,6 +451,8 @@ class DistillConfig:
     null_label: int = -1
     teacher_size: AtLeast0 = 0
     scheduler: str = ""
+    teacher_sides: tuple[AtLeast0, ...] = ()
+    teacher_family: str = ""
     data: str = "digits"
     image_size: ImageSize = 0
     reading: Annotated[Reading, FLAT] = field(default_factory=Reading)

@@ -72,7 +72,7 @@ class MLPConfig:
     """Shape of an `MLP`.
 
     Attributes:
-        dim: length of the vectors.
+        dim: length of the vectors; of trajectories and the like, how many numbers a sample has.
         width: width of the residual stream.
         depth: residual blocks.
         num_classes: labels 0 … num_classes − 1, with num_classes itself as the null label; 0 for an
@@ -80,6 +80,8 @@ class MLPConfig:
         embedding_dim: width of the embedding of (logSNR, label).
         step_counts: of an elastic student: the numbers of steps k that it is told apart by; () for a network
             that is told none.
+        conditions: names of what it is asked with beside a label, in the order in which it takes them.
+        cond_dim: how many numbers these are together.
     """
 
     dim: int = 2
@@ -88,6 +90,8 @@ class MLPConfig:
     num_classes: int = 0
     embedding_dim: int = 64
     step_counts: tuple[int, ...] = ()
+    conditions: tuple[str, ...] = ()
+    cond_dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,11 +131,15 @@ class DiffusersConfig:
         class_name: of the model, e.g. "UNet2DModel".
         config: what that class's `from_config` takes; JSON types only.
         negated: its output is to be read with the other sign.
+        score: its output is the score of x + σ ε, and it is told σ.
+        record: where the record of its class is, "package.module:NAME", if momatch has none.
     """
 
     class_name: str
     config: dict[str, Any] = field(default_factory=dict)
     negated: bool = False
+    score: bool = False
+    record: str = ""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from momatch.networks.uvit import UViT
 from momatch.utils.errors import ConfigError
 from momatch.utils.settings import require, sentence
 
+TrainableConfig = UNetConfig | UViTConfig | MLPConfig  # those that `momatch train-teacher` trains
 NetworkConfig = UNetConfig | UViTConfig | MLPConfig | TokenTransformerConfig | DiffusersConfig | CustomConfig
 
 _FAMILIES: dict[str, tuple[type, Callable[[Any], nn.Module]]] = {
@@ -48,8 +49,10 @@ def build(config: NetworkConfig) -> nn.Module:
     raise TypeError(f"no network belongs to {type(config).__name__}; known are {', '.join(_FAMILIES)}")
 
 
-def divisor(config: UNetConfig | UViTConfig) -> int:
+def divisor(config: TrainableConfig) -> int:
     """By what the sides of a picture must be divisible."""
+    if isinstance(config, MLPConfig):
+        return 1
     if isinstance(config, UViTConfig):
         return config.patch_size * 2 ** len(config.channels)
     return 2 ** (len(config.channels) - 1)
@@ -113,7 +116,7 @@ def from_json(given: dict[str, Any]) -> NetworkConfig:
     return shape(**rest)
 
 
-def checked(config: UNetConfig | UViTConfig) -> UNetConfig | UViTConfig:
+def checked(config: TrainableConfig) -> TrainableConfig:
     """The shape itself, if its fields have the right types and a network can be built of it.
 
     The shapes are plain dataclasses, since exported folders carry their source; so they are checked here,
@@ -131,11 +134,18 @@ def checked(config: UNetConfig | UViTConfig) -> UNetConfig | UViTConfig:
         if isinstance(value, float):
             require(math.isfinite(value), f"network.{key}", value, "give a finite number")
     for key in ("image_channels", "num_classes", "text_dim"):
-        value = getattr(config, key, 0)
+        value = getattr(config, key, int(key == "image_channels"))
         require(value >= (key == "image_channels"), f"network.{key}", value, "it must not be negative")
     told = config.step_counts
     require(not told, "network.step_counts", told, "leave it out: it is for students (--steps 1,2,4,8)")
-    _check_shape(config)
+    if isinstance(config, MLPConfig):
+        for key in ("dim", "width", "depth"):
+            value = getattr(config, key)
+            require(value >= 1, f"network.{key}", value, "use 1 or more")
+        dim = config.embedding_dim
+        require(dim >= 2 and dim % 2 == 0, "network.embedding_dim", dim, "use an even number, 2 or more")
+    else:
+        _check_shape(config)
     return config
 
 

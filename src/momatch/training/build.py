@@ -7,6 +7,7 @@ student = distill(teacher, data, config, directory)     # start to end
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from momatch.config.schema import AdapterConfig, DistillConfig, TeacherConfig, TrainConfig, to_json
 from momatch.data.emoji import MASK, TOKENS
-from momatch.data.images import ImageSet, Split, stratified_split
+from momatch.data.images import KINDS, ImageSet, Split, stratified_split
 from momatch.data.rows import Rows
 from momatch.diffusion.denoiser import Denoiser
 from momatch.diffusion.schedules import NoiseSchedule
@@ -34,7 +35,7 @@ from momatch.methods.warm_start import WarmStart
 from momatch.models.model import SECOND_MOMENTS, Model, Student
 from momatch.models.provenance import Inputs, Provenance
 from momatch.networks import registry
-from momatch.networks.configs import UViTConfig
+from momatch.networks.configs import MLPConfig, UViTConfig
 from momatch.networks.lora import AdaptedNetwork, share
 from momatch.training import checkpoint, distributed, sharding
 from momatch.training.batches import Batches, image_batches
@@ -135,7 +136,8 @@ def teacher_of(config: DistillConfig) -> Model:
         UsageError: if there is none, or something about it has to be told.
     """
     null_label = config.null_label if config.null_label >= 0 else None
-    return load_teacher(config.teacher, null_label, config.teacher_size or None, config.scheduler or None)
+    size = config.teacher_sides or config.teacher_size or None
+    return load_teacher(config.teacher, null_label, size, config.scheduler or None, config.teacher_family)
 
 
 def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:
@@ -320,14 +322,31 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
     images = data.train
     num_classes = images.num_classes if images.num_classes > 1 else 0
     shape = tuple(images.images.shape[1:])
+    if isinstance(config.network, MLPConfig) != (images.space == "vectors"):
+        vectors = images.space == "vectors"
+        raise ConfigError(
+            f"the data ({images.name}) are {KINDS[images.space]}, and network is the shape of a "
+            f"{type(config.network).__name__.removesuffix('Config')}; use "
+            + ("the recipe vectors-teacher" if vectors else "a recipe for pictures, such as digits-teacher")
+        )
     divisor = registry.divisor(config.network)
-    if any(size % divisor for size in shape[1:]):
+    if not isinstance(config.network, MLPConfig) and any(size % divisor for size in shape[1:]):
         raise ConfigError(
             f"network.channels has {len(config.network.channels)} levels, "
             f"too many for {shape[1]}×{shape[2]} pictures; each level halves them: name fewer widths"
         )
-    network_config = replace(config.network, image_channels=shape[0], num_classes=num_classes)
     conditions: Mapping[str, Tensor | Rows] = {}
+    if isinstance(config.network, MLPConfig):
+        conditions = dict(sorted(images.conditions.items()))
+        network_config = replace(
+            config.network,
+            dim=math.prod(shape),
+            num_classes=num_classes,
+            conditions=tuple(conditions),
+            cond_dim=sum(math.prod(rows.shape[1:]) for rows in conditions.values()),
+        )
+    else:
+        network_config = replace(config.network, image_channels=shape[0], num_classes=num_classes)
     if isinstance(network_config, UViTConfig) and TOKENS in images.conditions:
         network_config = replace(network_config, text_dim=images.conditions[TOKENS].shape[2])
         conditions = {name: images.conditions[name] for name in (TOKENS, MASK) if name in images.conditions}
@@ -362,7 +381,9 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         text_encoder=text_encoder,
         class_names=tuple(images.class_names),
     )
-    shapes = {name: (-1, *rows.shape[2:]) for name, rows in conditions.items()}
+    fixed = isinstance(network_config, MLPConfig)  # of text any number of tokens will do
+    shapes = {n: (*rows.shape[1:2],) if fixed else (-1,) for n, rows in conditions.items()}
+    shapes = {n: (*first, *conditions[n].shape[2:]) for n, first in shapes.items()}
     model = Model(
         denoiser,
         network_config,
@@ -406,7 +427,7 @@ def distill(
 def _encoders(images: ImageSet, teacher: Model | None = None) -> tuple[str | None, str | None]:
     """Pipeline whose autoencoder makes images of a model's samples, and text encoder of its prompts."""
     known = teacher.provenance if teacher else Provenance()
-    encoded = images.space == "latents" or images.conditions
+    encoded = images.space == "latents" or (images.conditions and images.space != "vectors")
     pipeline = known.pipeline or (images.origin.get("pipeline") if encoded else None)
     text = known.text_encoder or (None if pipeline else images.origin.get("text_encoder"))
     return pipeline, text
@@ -418,7 +439,7 @@ def _path(directory: str | Path | None) -> Path | None:
 
 def _batches(images: ImageSet, model: Model, seed: int, size: int, **sharing: int) -> Batches:
     labels = images.labels if model.num_classes else None
-    conditions = {name: images.conditions[name] for name in model.cond_shapes}
+    conditions = {name: images.conditions[name] for name in model.cond_shapes if name in images.conditions}
     return image_batches(images.images, labels, size, seed, conditions, model.device, **sharing)
 
 

@@ -156,7 +156,7 @@ def _contents(run: ReadRun) -> dict[str, Any]:
         "badge": BADGES.get(outcome.outcome, "no verdict"),
         "unfinished": _unfinished(run),
         "problems": run.problems,
-        "columns": tables.COLUMNS,
+        "columns": tables.columns(run.rows),
         "rows": [tables.cells(row) for row in run.rows],
         "caption": tables.caption(run.rows),
         "finals": _final_pictures(run.path),

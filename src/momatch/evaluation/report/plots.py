@@ -68,6 +68,34 @@ def save_png(array: np.ndarray, path: Path) -> None:
     Image.fromarray(array).save(path, format="PNG", optimize=True)
 
 
+def vector_plot(samples: Tensor, real: Tensor | None = None) -> Figure:
+    """Samples that are no pictures, real ones in grey beneath.
+
+    Args:
+        samples: (N, D) vectors, drawn as points of their first two numbers, or a histogram of the only one;
+            (N, T, D) trajectories, drawn as paths through their first two numbers, or of the only one over
+            time; of other shapes as vectors.
+        real: (M, …) likewise.
+    """
+    figure, axes = _axes()
+    for rows, colour, name in ((real, INK, "data"), (samples, COLOURS["student"], "samples")):
+        if rows is None:
+            continue
+        rows = rows.detach().cpu().float()
+        if rows.ndim == 3 and rows.shape[1] > 1:
+            for i, path in enumerate(rows.numpy()):
+                x, y = (path[:, 0], path[:, 1]) if path.shape[1] > 1 else (range(len(path)), path[:, 0])
+                axes.plot(x, y, color=colour, alpha=0.5, linewidth=1, label=None if i else name)
+        elif (flat := rows.flatten(1).numpy()).shape[1] > 1:
+            axes.scatter(flat[:, 0], flat[:, 1], color=colour, alpha=0.6, s=8, label=name)
+        else:
+            axes.hist(flat[:, 0], bins=30, color=colour, alpha=0.5, density=True, label=name)
+    single = samples.ndim == 3 and samples.shape[2] == 1
+    _label(axes, "time" if single else "first number", "value" if single else "second number")
+    _legend(axes)
+    return figure
+
+
 def training_curve(
     records: Sequence[Mapping[str, Any]], name: str, label: str = "", signed: bool = False
 ) -> Figure:

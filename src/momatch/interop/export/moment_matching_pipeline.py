@@ -110,6 +110,8 @@ class MomentMatchingPipeline(DiffusionPipeline):
         """Shape of one sample."""
         config = self.unet.config
         size = config.sample_size
+        if type(self.unet).__name__ == "UNet1DModel":
+            return (config.in_channels, size)
         return (config.in_channels, *((size, size) if isinstance(size, int) else size))
 
     def _condition(self, labels: torch.Tensor | None, size: int, device: torch.device) -> dict[str, Any]:

@@ -39,12 +39,13 @@ class MomentMatchingScheduler(SchedulerMixin, ConfigMixin):
     Args:
         logsnrs: log(α²/σ²) at each of the k network calls, the noisiest first.
         native_timesteps: what the network is told at each of them.
-        prediction_type: what the network returns: "x", "eps", "v", "flow" (ε − x), "edm", or "-edm": EDM's
-            with the other sign.
+        prediction_type: what the network returns: "x", "eps", "v", "flow" (ε − x), "edm", "score" (−ε over
+            its timestep), or "-" and one of them: that with the other sign.
         space: what the pipeline's sample is: "vp" α x + σ ε with α² + σ² = 1, "flow" (1 − t) x + t ε, or
-            "edm" x + ς ε.
+            "edm" x + ς ε; "ve" is "vp", but the network sees x + ς ε, x in data_range.
         sigma_data: of EDM's preconditioning.
         clip: x̃ is kept in ± this; None does not clip.
+        data_range: of the data that a network of "ve" was trained with; the sample's is [−1, 1].
         num_train_timesteps: for pipelines that ask.
         use_dynamic_shifting: for pipelines that ask; the grid is fixed.
         other_grids: of a student made for several numbers of steps: [logsnrs, native_timesteps] for each of
@@ -65,8 +66,12 @@ class MomentMatchingScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: int = 1000,
         use_dynamic_shifting: bool = False,
         other_grids: list[list[list[float]]] | None = None,
+        data_range: list[float] = (-1.0, 1.0),  # type: ignore
     ):
         self.set_timesteps()
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """For pipelines that call it; a sample always begins at the first noise level."""
 
     def set_timesteps(
         self,
@@ -116,9 +121,12 @@ class MomentMatchingScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """What the network sees of the sample (B, …)."""
-        if self.config["space"] != "edm":
+        if self.config["space"] not in ("edm", "ve"):
             return sample
         alpha, sigma = self._alpha_sigma(self._index(timestep))
+        if self.config["space"] == "ve":
+            low, high = self.config["data_range"]
+            return sample * ((high - low) / 2 / alpha) + (low + high) / 2
         return sample / math.sqrt((sigma / alpha) ** 2 + self.config["sigma_data"] ** 2)
 
     def step(
@@ -172,14 +180,16 @@ class MomentMatchingScheduler(SchedulerMixin, ConfigMixin):
     def _scale(self, index: int) -> float:
         """The pipeline's sample is this times α x + σ ε."""
         alpha, sigma = self._alpha_sigma(index)
-        return {"vp": 1.0, "flow": 1 / (alpha + sigma), "edm": 1 / alpha}[self.config["space"]]
+        return {"vp": 1.0, "ve": 1.0, "flow": 1 / (alpha + sigma), "edm": 1 / alpha}[self.config["space"]]
 
     def _estimate(self, output: torch.Tensor, z: torch.Tensor, index: int) -> torch.Tensor:
         """x̃ from what the network returned."""
         alpha, sigma = self._alpha_sigma(index)
         kind, data = self.config["prediction_type"], self.config["sigma_data"]
-        if kind == "-edm":
-            kind, output = "edm", -output
+        if kind.startswith("-"):
+            kind, output = kind[1:], -output
+        if kind == "score":
+            kind, output = "eps", -self.config["native_timesteps"][index] * output
         total = sigma**2 + (alpha * data) ** 2
         x = {
             "x": lambda: output,
