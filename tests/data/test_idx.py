@@ -131,6 +131,7 @@ def test_fashion_mnist_by_its_name(tmp_path, monkeypatch):
     judge = classifier(small.train)
     assert judge is not None and judge.name == "fashion14-classifier"
     assert judge(small.train.images[:3]).shape == (3, 64)
+    assert classifier(large.train) is None  # none ships yet: judged on pixels
     with pytest.raises(DataError, match="image_size is 20, but Fashion-MNIST comes as 14×14 or 28×28"):
         load_data("fashion-mnist", 20)
 
