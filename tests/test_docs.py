@@ -44,7 +44,7 @@ def test_python_examples_run(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_commands_exist(path):
     for block in blocks(path, "(?:sh|bash)"):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] == ["momatch"]:
                 assert words[1] in COMMANDS, line

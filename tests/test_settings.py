@@ -112,7 +112,7 @@ def test_every_config_was_walked():
         (
             {"method": "gan"},
             "method is 'gan'; use alternating, consistency, dmd, instant, progressive, regression, "
-            "or your own as package.module:ConfigClass",
+            "reward, or your own as package.module:ConfigClass",
         ),
         ({"method": "Alternating"}, "method is 'Alternating'; use alternating, consistency"),
         ({"source": "dta"}, "source is 'dta'; use data or rollout"),
