@@ -320,8 +320,8 @@ def check_source(config: DistillConfig) -> None:
     """
     if size() > 1 and config.source == "rollout" and config.train.noise_slices == 1:
         raise ConfigError(
-            "source is 'rollout' and train.noise_slices is 1, whose numbers are those of one process alone; set "
-            f"train.noise_slices to {size()}"
+            "source is 'rollout' and train.noise_slices is 1, whose numbers are those of one process alone; "
+            f"set train.noise_slices to {size()}"
         )
 
 
