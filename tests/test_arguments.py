@@ -140,7 +140,7 @@ def test_without_those_events_tyro_speaks_for_itself(monkeypatch, capsys):
 
 
 COMMANDS = [
-    *("demo", "sample", "evaluate", "guidance", "export", "report", "prepare", "serve"),
+    *("demo", "sample", "evaluate", "guidance", "export", "report", "prepare", "serve", "compare"),
     *("distill digits-8", "train-teacher digits-teacher", "train-teacher emoji16-teacher", "plan digits-8"),
 ]
 

@@ -29,7 +29,7 @@ def test_every_recipe_is_valid_and_survives_json(name):
         ({"train": {"num_steps": 8.5}}, "train.num_steps"),
         ({"update": "both"}, "method.update"),
         ({"method": {"name": "alternating", "lambda_steps": 3}}, "unknown config key 'method.lambda_steps'"),
-        ({"method": "dmd"}, "method"),
+        ({"method": "gan"}, "method"),
         ({"weighting": {"name": "heavy"}}, "weighting.name"),
     ],
 )

@@ -40,7 +40,7 @@ class RegressionConfig(MethodConfig):
         power: of the difference.
     """
 
-    name: ClassVar[str] = "regression"
+    name: ClassVar[str] = "on-the-mean"
     headline: ClassVar[str] = "distance"
     caption: ClassVar[str] = "How far the student is from the mean of its teacher."
 
@@ -93,10 +93,10 @@ def regression(tmp_path, monkeypatch):
     """The file, in methods/ as far as Python can tell."""
     folder = tmp_path / "methods"
     folder.mkdir()
-    (folder / "regression.py").write_text(FILE)
+    (folder / "on_the_mean.py").write_text(FILE)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
-    yield registry.config_type("regression")
-    sys.modules.pop("momatch.methods.regression")
+    yield registry.config_type("on-the-mean")
+    sys.modules.pop("momatch.methods.on_the_mean")
 
 
 def distil(tmp_path, name: str, *options: str) -> int:
@@ -105,9 +105,9 @@ def distil(tmp_path, name: str, *options: str) -> int:
 
 def test_a_method_in_one_file_is_trained_planned_resumed_and_reported(regression, tmp_path, capsys):
     run = tmp_path / "run"
-    assert distil(tmp_path, "regression", "--train.num-steps", "6", "--method.power", "1.5") == 0
+    assert distil(tmp_path, "on-the-mean", "--train.num-steps", "6", "--method.power", "1.5") == 0
     config = json.loads((run / "config.json").read_text())
-    assert config["method"] == {"name": "regression", "power": 1.5}
+    assert config["method"] == {"name": "on-the-mean", "power": 1.5}
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "distance" in row] == [1, 2, 3, 4, 5, 6]
     assert momatch.load_student(run).sample(2, seed=1).isfinite().all()
@@ -118,10 +118,10 @@ def test_a_method_in_one_file_is_trained_planned_resumed_and_reported(regression
     assert main(["report", str(run)]) == 0
     assert "How far the student is from the mean of its teacher." in (run / "report.html").read_text()
     capsys.readouterr()
-    assert main(["plan", "digits-8", "--method", "regression", "--train.batch-size", "4"]) == 0
+    assert main(["plan", "digits-8", "--method", "on-the-mean", "--train.batch-size", "4"]) == 0
     printed = capsys.readouterr().out
     assert "4 forward passes" in printed and "auxiliary" not in printed
-    assert main(["distill", "digits-8", "--method", "regression", "--method.power", "-1", "--out", "x"]) == 2
+    assert main(["distill", "digits-8", "--method", "on-the-mean", "--method.power", "-1", "--out", "x"]) == 2
     assert "method.power is -1.0; it must be above 0" in capsys.readouterr().err
 
 
@@ -141,14 +141,16 @@ def test_such_a_method_resumes_bit_for_bit_with_what_it_keeps(regression, tmp_pa
 
 
 def test_a_method_of_one_s_own_is_named_by_its_module(tmp_path, monkeypatch, capsys):
-    (tmp_path / "my_methods.py").write_text(FILE.replace('"regression"', '"mine"'))
+    (tmp_path / "my_methods.py").write_text(FILE.replace('"on-the-mean"', '"mine"'))
     monkeypatch.syspath_prepend(str(tmp_path))
     assert distil(tmp_path, "my_methods:RegressionConfig", "--train.num-steps", "2") == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["method"] == {"name": "my_methods:RegressionConfig", "power": 2.0}
     assert main(["report", str(tmp_path / "run")]) == 0
-    assert main(["distill", "digits-8", "--method", "dmd", "--out", str(tmp_path / "other")]) == 2
-    assert "method is 'dmd'; use alternating or instant" in capsys.readouterr().err
+    assert main(["distill", "digits-8", "--method", "gan", "--out", str(tmp_path / "other")]) == 2
+    assert (
+        "method is 'gan'; use alternating, consistency, dmd, instant, progressive" in capsys.readouterr().err
+    )
 
 
 def test_an_average_of_the_student_is_sampled_saved_and_resumed(tmp_path):

@@ -107,10 +107,11 @@ def test_every_config_was_walked():
     ("change", "sentence"),
     [
         (
-            {"method": "dmd"},
-            "method is 'dmd'; use alternating or instant, or your own as package.module:ConfigClass",
+            {"method": "gan"},
+            "method is 'gan'; use alternating, consistency, dmd, instant, progressive, regression, "
+            "or your own as package.module:ConfigClass",
         ),
-        ({"method": "Alternating"}, "method is 'Alternating'; use alternating or instant"),
+        ({"method": "Alternating"}, "method is 'Alternating'; use alternating, consistency"),
         ({"source": "dta"}, "source is 'dta'; use data or rollout"),
         ({"posterior": "frsh"}, "posterior is 'frsh'; use conditional or fresh"),
         ({"method": "os:path"}, "method is 'os:path', which is no MethodConfig"),

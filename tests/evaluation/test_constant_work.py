@@ -75,8 +75,10 @@ def test_the_real_side_of_a_bootstrap_is_computed_once_while_the_number_of_sampl
 
 
 def test_three_rows_load_one_decoder_and_one_classifier(tmp_path, monkeypatch):
-    made, decoded, original = [], [], builtin.digits_classifier
-    monkeypatch.setattr(builtin, "digits_classifier", lambda: made.append("classifier") or original())
+    made, decoded, original = [], [], builtin.shipped_classifier
+    monkeypatch.setattr(
+        builtin, "shipped_classifier", lambda name: made.append("classifier") or original(name)
+    )
 
     def decoder_of(model):
         made.append("decoder")

@@ -50,7 +50,7 @@ def result():
 
 def test_every_number_says_what_it_is(result):
     metrics = [(m.metric, m.features) for m in result.measurements]
-    assert len(set(metrics)) == len(metrics) == 7 * 2 + 2 + 4
+    assert len(set(metrics)) == len(metrics) == 9 * 2 + 2 + 4
     assert {m.reference for m in result.measurements} == {"toy-test"}
     assert {m.seed for m in result.measurements} == {3}
     frechet, precision = result.get("frechet", "pixels"), result.get("precision", "sign")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from tyro.conf import Fixed, Suppress
@@ -49,6 +50,8 @@ class EvaluateArguments:
         teacher_steps: the same for a student's teacher; left out, the teacher is not measured.
         num: samples for each line.
         seed: of samples and resampling.
+        sampler: of the teacher, in place of ancestral: ddim, dpm++ (DPM-Solver++ 2M) or unipc, the last two
+            those of diffusers. A student keeps the sampler that it was made for.
         batch_size: samples that a network is given at a time, 1 to 256; fewer need less memory. What memory
             holds, if left out.
         data: data to compare with; what the model was trained on, if left out.
@@ -58,6 +61,7 @@ class EvaluateArguments:
     run: RunName
     steps: OptionalText = None
     teacher_steps: OptionalText = None
+    sampler: Literal["ancestral", "ddim", "dpm++", "unipc"] = "ancestral"
     num: int = 20_000
     seed: int = 0
     batch_size: OptionalInt = None
@@ -80,7 +84,14 @@ def evaluate(arguments: list[str], console: Console) -> None:
         )
     steps = integers(parsed.steps, "--steps") if parsed.steps else (model.steps,)
     check_fit(model, data.heldout)
-    candidates = [Candidate(origin.role or "model", model, steps)]
+    if parsed.sampler != "ancestral":
+        if model.is_student and not parsed.teacher_steps:
+            raise UsageError(
+                f"--sampler {parsed.sampler}: {parsed.run} is a student, sampled as it was made for; give "
+                f"its teacher, {origin.teacher}, or --teacher-steps too"
+            )
+        model = model if model.is_student else replace(model, sampler=parsed.sampler)
+    candidates = [Candidate(_name(origin.role or "model", model), model, steps)]
     if parsed.teacher_steps:
         if not model.is_student:
             raise UsageError(
@@ -96,9 +107,8 @@ def evaluate(arguments: list[str], console: Console) -> None:
         check_fit(teacher, data.heldout)
         asked = distilled_guidance(model)
         teacher = with_null_condition(teacher, model.denoiser.null_values)
-        candidates.insert(
-            0, Candidate("teacher", replace(teacher, denoiser=asked.apply(teacher.denoiser)), counts)
-        )
+        teacher = replace(teacher, denoiser=asked.apply(teacher.denoiser), sampler=parsed.sampler)
+        candidates.insert(0, Candidate(_name("teacher", teacher), teacher, counts))
         if asked.scale:
             console.print(f"teacher: guided with w = {asked.scale:g}, as it was distilled", soft_wrap=True)
     for candidate in candidates:
@@ -108,6 +118,11 @@ def evaluate(arguments: list[str], console: Console) -> None:
     directory = Path(parsed.run) if RunFolder(Path(parsed.run)).exists else None
     candidates = [replace(each, model=distributed.split(each.model)) for each in candidates]
     measure(directory, candidates, data, parsed.num, parsed.seed, console, parsed.batch_size)
+
+
+def _name(role: str, model: Model) -> str:
+    """What rows call it: a student by its role alone, anything else with its sampler, if an unusual one."""
+    return role if model.is_student or model.sampler == "ancestral" else f"{role} {model.sampler}"
 
 
 @settings("guidance")

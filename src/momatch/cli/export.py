@@ -56,8 +56,9 @@ def export(arguments: list[str], console: Console) -> None:
 
 
 def _write(model: Model, parsed: ExportArguments, name: str) -> None:
-    from momatch.interop.export.folder import claim, export_folder, mark
+    from momatch.interop.export.folder import check_sampler, claim, export_folder, mark
 
+    check_sampler(model)
     if parsed.format == "onnx":
         from momatch.interop.export.onnx import export_onnx
 

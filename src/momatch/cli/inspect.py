@@ -20,7 +20,7 @@ from momatch.data.image_io import DataError, with_channels
 from momatch.data.prepared import is_prepared
 from momatch.data.reading import USUAL, Reading
 from momatch.data.rows import spread, to_unit
-from momatch.data.sources import MIN_PICTURES, check_labels, open_collection
+from momatch.data.sources import BY_NAME, MIN_PICTURES, check_labels, open_collection
 from momatch.data.survey import Survey, survey
 from momatch.evaluation.report import plots
 from momatch.utils.errors import UsageError
@@ -57,7 +57,7 @@ def inspect(arguments: list[str], console: Console) -> None:
     for name in ("most", "num"):
         if getattr(parsed, name) < 1:
             raise UsageError(f"--{name} is {getattr(parsed, name)}; give a number of pictures")
-    if parsed.data in ("digits", "emoji") or is_prepared(Path(parsed.data)):
+    if parsed.data in BY_NAME or is_prepared(Path(parsed.data)):
         raise UsageError(f"{parsed.data} is ready for use as it is; inspect is for pictures of your own")
     found = open_collection(parsed.data, parsed.reading)
     seen = survey(found, parsed.most)

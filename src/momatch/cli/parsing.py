@@ -29,6 +29,7 @@ RunPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 LEFT_OUT = "(optional)"  # where tyro would say "(default: None)"
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=LEFT_OUT)]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint=LEFT_OUT)]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint=LEFT_OUT)]
 OptionalText = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint=LEFT_OUT)]
 UNNAMED = tyro.conf.arg(name="")  # its fields are options without a name before them
 ALIKE = 0.7  # of a mistyped option and the one that is perhaps meant, by difflib: --nmu and --num are 0.8

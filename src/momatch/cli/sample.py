@@ -14,6 +14,7 @@ from tyro.conf import UseAppendAction
 
 from momatch.cli.conditions import label_cond, prompt_cond
 from momatch.cli.parsing import (
+    OptionalFloat,
     OptionalInt,
     OptionalText,
     RunName,
@@ -46,7 +47,7 @@ class SampleArguments:
             student has its own distilled in.
         clip: of a teacher's estimates: "static" to [−1, 1], as the emoji recipes distil; "dynamic" rescales.
         seed: of the noise; the same number of samples from the same seed are the same samples.
-        eta: stochasticity: 1 is ancestral, 0 is DDIM.
+        eta: stochasticity: 1 is ancestral, 0 is DDIM; what the model was made for, if left out.
         batch_size: samples that the network is given at a time, 1 to 256; fewer need less memory and give the
             same samples, but for rounding. What memory holds, if left out.
         device: where the network runs: cpu, cuda, cuda:1; auto is a GPU if there is one. The same seed
@@ -63,7 +64,7 @@ class SampleArguments:
     guidance: float = 0.0
     clip: Clip = "none"
     seed: int = 0
-    eta: float = 1.0
+    eta: OptionalFloat = None
     batch_size: OptionalInt = None
     device: str = devices.AUTO
     out: Path = Path("samples.png")
@@ -73,7 +74,7 @@ def sample(arguments: list[str], console: Console) -> None:
     """`momatch sample RUN`."""
     parsed = parse(SampleArguments, arguments, "sample")
     check_out(parsed.out, ".png", ".npz")
-    if not 0 <= parsed.eta <= 1:
+    if parsed.eta is not None and not 0 <= parsed.eta <= 1:
         raise UsageError(f"--eta {parsed.eta} must lie in [0, 1]: 0 is DDIM, 1 is ancestral")
     device = devices.resolve(parsed.device)
     model = load_any(parsed.run).to(device)

@@ -25,6 +25,7 @@ from momatch.config.schema import (
     TrainConfig,
     WeightingConfig,
 )
+from momatch.data.sources import available
 from momatch.methods.alternating import AlternatingConfig
 from momatch.methods.instant import InstantConfig
 from momatch.networks.configs import UNetConfig, UViTConfig
@@ -110,6 +111,42 @@ def diffusers_8() -> DistillConfig:
         weighting=replace(LONGER_STEPS, name="signal"),
         train=TrainConfig(num_steps=500, batch_size=128),
         optim=OptimConfig(learning_rate=2e-4),
+    )
+
+
+def fashion14_teacher() -> TeacherConfig:
+    """Fashion-MNIST at 14×14: a 160 k-parameter U-Net, small on purpose; half an hour on one core."""
+    return TeacherConfig(
+        data="fashion-mnist",
+        image_size=14,
+        network=UNetConfig(channels=(32, 64), attention_levels=(1,)),
+        train=TrainConfig(num_steps=6000, batch_size=128, checkpoint_every=1000),
+    )
+
+
+def fashion28_teacher() -> TeacherConfig:
+    """Fashion-MNIST at 28×28: a 1.0 M-parameter U-Net; for a GPU, and never run yet."""
+    return TeacherConfig(
+        data="fashion-mnist",
+        image_size=28,
+        network=UNetConfig(channels=(48, 96, 128), blocks_per_level=1, attention_levels=(2,)),
+        train=TrainConfig(num_steps=12_000, batch_size=256, checkpoint_every=2000),
+        optim=OptimConfig(learning_rate=1e-3, beta1=0.9, eps=1e-8, warmup_steps=500),
+    )
+
+
+def fashion(size: int, steps: int) -> DistillConfig:
+    """Fashion-MNIST student by the joint variant of Algorithm 2; needs the teacher of its size."""
+    small = size == 14
+    return DistillConfig(
+        teacher=f"runs/fashion{size}-teacher",
+        data="fashion-mnist",
+        image_size=size,
+        steps=steps,
+        method=AlternatingConfig("joint"),
+        weighting=LONGER_STEPS,
+        train=TrainConfig(num_steps=1000 if small else 3000, batch_size=128 if small else 256),
+        optim=OptimConfig(learning_rate=3e-4),
     )
 
 
@@ -254,6 +291,10 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "digits-lora-8": digits_lora_8,
     "diffusers-8": diffusers_8,
     "demo": demo,
+    "fashion14-teacher": fashion14_teacher,
+    **{f"fashion14-{k}": partial(fashion, 14, k) for k in (1, 2, 4, 8, 16)},
+    "fashion28-teacher": fashion28_teacher,
+    **{f"fashion28-{k}": partial(fashion, 28, k) for k in (1, 2, 4, 8, 16)},
     "emoji16-teacher": emoji16_teacher,
     **{f"emoji16-{k}": partial(emoji, 16, "alternating", k) for k in (1, 2, 4, 8)},
     "emoji16-instant-8": partial(emoji, 16, "instant", 8),
@@ -289,9 +330,7 @@ def recipe(name: str) -> RunConfig:
 def teacher_recipe(config: RunConfig) -> TeacherConfig | None:
     """The recipe that says how large networks and pictures will be, if nothing is there to measure yet."""
     if isinstance(config, TeacherConfig):
-        missing = (
-            config.image_size and config.data not in ("digits", "emoji") and not Path(config.data).exists()
-        )
+        missing = config.image_size and not available(config.data)
         return config if missing else None
     name = Path(config.teacher).name
     if Path(config.teacher).exists() or name not in RECIPES:

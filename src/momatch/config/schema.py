@@ -343,8 +343,8 @@ class TeacherConfig:
     """Training a teacher by denoising.
 
     Attributes:
-        data: "digits", "emoji", a folder or .npz of pictures, a folder that momatch prepare wrote, and what
-            else docs/data.md names.
+        data: "digits", "emoji", "fashion-mnist", a folder or .npz of pictures, a folder that momatch prepare
+            wrote, and what else docs/data.md names.
         image_size: pictures of a folder are cut to their central square and reduced to this side; 0 takes
             them as they are.
         reading: how data are read, where their files alone do not say it.
@@ -398,8 +398,8 @@ class DistillConfig:
         teacher_size: side of what a diffusers teacher makes, where its files do not say; 0 means as they say.
         scheduler: folder with the scheduler_config.json that a diffusers teacher was trained with, where its
             own has none.
-        data: "digits", "emoji", a folder or .npz of pictures, a folder that momatch prepare wrote, and what
-            else docs/data.md names.
+        data: "digits", "emoji", "fashion-mnist", a folder or .npz of pictures, a folder that momatch prepare
+            wrote, and what else docs/data.md names.
         image_size: as in training a teacher.
         reading: as in training a teacher.
         steps: k, network calls of the student, 1 to 16.
@@ -475,6 +475,12 @@ class DistillConfig:
             "adapter.auxiliary",
             self.adapter.auxiliary,
             f"leave it out with method={method.name}",
+        )
+        require(
+            self.posterior == "conditional" or method.draws_posterior,
+            "posterior",
+            self.posterior,
+            f"leave it out with method={method.name}, which draws no z_s from a posterior",
         )
         require(
             self.source == "data" or not method.needs_data,

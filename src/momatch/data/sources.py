@@ -1,5 +1,5 @@
-"""From a name or a path to a `Split`: the built-in digits or emoji, pictures in a folder, an .npz, a tar or
-on the hub, or what `momatch prepare` made of them.
+"""From a name or a path to a `Split`: digits, emoji and Fashion-MNIST by name, pictures in a folder, idx
+files, an .npz, a tar or on the hub, or what `momatch prepare` made of them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from momatch.data import fashion
 from momatch.data.collections import Collection, ImageFolder, Item, Npz, has_metadata
 from momatch.data.digits import load_digits
 from momatch.data.emoji import load_emoji
 from momatch.data.folders import Tree, walk
 from momatch.data.hub import PREFIX, Hub
+from momatch.data.idx import Idx, image_files, to_split
 from momatch.data.image_io import DataError
 from momatch.data.images import ImageSet, Split, random_split, stratified_split
 from momatch.data.prepared import is_prepared, load_prepared
@@ -29,8 +31,9 @@ from momatch.utils.errors import Notice
 from momatch.utils.files import as_path
 from momatch.utils.settings import shown
 
-__all__ = ["DataError", "load_data", "open_collection"]
+__all__ = ["BY_NAME", "DataError", "available", "load_data", "open_collection"]
 
+BY_NAME = ("digits", "emoji", fashion.NAME)  # need no path and no preparation
 HELDOUT_FRACTION = 0.1
 MIN_PICTURES = 100
 
@@ -39,10 +42,13 @@ def load_data(source: str | Path, image_size: int = 0, reading: Reading = USUAL)
     """Load pictures and hold some out; a `Notice` says what was read, in which classes, and what left out.
 
     Args:
-        source: one of these; of all but the digits a tenth of every class is held out, always the same.
+        source: one of these; a tenth of every class is held out, always the same, unless the data come with
+            test images, or are the digits.
 
             - "digits"
             - "emoji": captioned pictures, 32×32, or 16×16 by image_size
+            - "fashion-mnist": 28×28, or 14×14 by image_size, if its files are installed
+            - a folder of idx files, as MNIST is published, .gz or not; its test images are the held-out ones
             - a folder of equally sized pictures, the classes in subfolders (or none), a caption in KEY.txt
               beside KEY.png (or none)
             - a folder with metadata.jsonl or metadata.csv: file_name, text and label of each picture
@@ -53,7 +59,8 @@ def load_data(source: str | Path, image_size: int = 0, reading: Reading = USUAL)
             - "hf:ORG/NAME[:SPLIT]", a data set of the Hugging Face hub
             - a folder that `momatch prepare` wrote: latents or pictures, with prompt embeddings
         image_size: pictures are cut to their central square and reduced to this side; 0 takes them as they
-            are. Those of an .npz or a prepared folder are never resized.
+            are. Those of an .npz or a prepared folder are never resized, those of idx files only by whole
+            factors.
         reading: which entries of records are caption and label, how many classes there are, and what is
             allowed.
 
@@ -67,9 +74,13 @@ def load_data(source: str | Path, image_size: int = 0, reading: Reading = USUAL)
         return load_digits()
     if source == "emoji":
         return load_emoji(image_size)
+    if source == fashion.NAME:
+        return fashion.load_fashion(image_size)
     if not source.startswith(PREFIX) and is_prepared(Path(source)):
         return _split(_prepared(Path(source), image_size), source)
     collection = open_collection(source, reading)
+    if isinstance(collection, Idx):
+        return _idx_split(collection, source, image_size, reading)
     images, labels, captions, grey = _read_all(collection, 0 if isinstance(collection, Npz) else image_size)
     if grey:
         collection.notes = [*collection.notes, f"{grey:,} grey among them are read as RGB"]
@@ -90,6 +101,13 @@ def _checked(source: object, image_size: object, reading: object) -> str:
     if not isinstance(reading, Reading):
         raise DataError(f"reading is {shown(reading)}; give momatch.config.Reading(…)")
     return str(source)
+
+
+def available(source: str) -> bool:
+    """Whether the data are there, as far as can be told without reading them."""
+    return (
+        fashion.folder() is not None if source == fashion.NAME else source in BY_NAME or Path(source).exists()
+    )
 
 
 def check_labels(labels: Sequence[int], named: int, num_classes: int, source: str) -> int:
@@ -140,7 +158,8 @@ def _opened(source: str, reading: Reading) -> Collection:
         if shards:
             return Tars(shards, path.parent.name or "shards", reading)
         raise DataError(
-            f"no data at {source!r}; give 'digits', 'emoji', a folder, an .npz, a .tar, a .zip or hf:ORG/NAME"
+            f"no data at {source!r}; give 'digits', 'emoji', 'fashion-mnist', a folder, an .npz, a .tar, a "
+            ".zip or hf:ORG/NAME"
         )
     if path.suffix == ".npz":
         return Npz(path)
@@ -154,6 +173,8 @@ def _opened(source: str, reading: Reading) -> Collection:
             f"{path} is neither a folder of pictures nor an .npz file, nor a .tar or .zip{remedy}"
         )
     tree = walk(path)
+    if image_files(tree):
+        return Idx(tree)
     shards = [file for file in tree.files if file.name.lower().endswith(TARS)]
     if shards and (any(file.parent == path for file in shards) or not tree.pictures()):
         return Tars(shards, path.stem, reading, tree.without(shards))
@@ -162,6 +183,14 @@ def _opened(source: str, reading: Reading) -> Collection:
 
 def _folder(tree: Tree, reading: Reading) -> Collection:
     return (ImageFolder if has_metadata(tree) else Folder)(tree, reading)
+
+
+def _idx_split(collection: Idx, source: str, image_size: int, reading: Reading) -> Split:
+    warnings.warn(collection.summary(), Notice, stacklevel=3)
+    if len(collection) < MIN_PICTURES:
+        raise DataError(f"{source} holds {len(collection)} pictures; {MIN_PICTURES} or more are needed")
+    classes = check_labels(collection.labels or [0], 0, reading.num_classes, source)
+    return to_split(collection, classes, image_size)
 
 
 def _prepared(path: Path, image_size: int) -> ImageSet:

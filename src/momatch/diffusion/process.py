@@ -33,6 +33,7 @@ Arguments named `logsnr` have shape (B,), for z's batch dimension; only this mod
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -104,15 +105,38 @@ def step_coefficients(logsnr_s: Tensor, logsnr_t: Tensor, eta: float) -> tuple[T
 
     η = 1 is the posterior. Otherwise (DDIM, eq. 12) the variance is η² times the posterior's, and the noise
     that z_t already holds makes up what is missing: z_s = α_s x + √(σ_s² − std²) (z_t − α_t x)/σ_t + std·ε.
+    An infinite η forgets z_t and takes all noise anew: std = σ_s.
     """
     coefficient_z, coefficient_x, variance = posterior_coefficients(logsnr_s, logsnr_t)
-    std = eta * variance.sqrt()
+    alpha_s, sigma_s = alpha_sigma(logsnr_s)
+    std = sigma_s if math.isinf(eta) else eta * variance.sqrt()
     if eta == 1:
         return coefficient_z, coefficient_x, std
-    alpha_s, sigma_s = alpha_sigma(logsnr_s)
     alpha_t, sigma_t = alpha_sigma(logsnr_t)
     kept = (sigma_s**2 - std**2).clamp(min=0).sqrt() / sigma_t
     return kept, alpha_s - kept * alpha_t, std
+
+
+def ddim_step(z_t: Tensor, x: Tensor, logsnr_s: Tensor, logsnr_t: Tensor) -> Tensor:
+    """Deterministic step t → s given an estimate of x: z_s = α_s x + σ_s/σ_t (z_t − α_t x).
+
+    Args:
+        z_t: (B, …) noisy data at λ_t.
+        x: (B, …) the estimate.
+        logsnr_s: (B,) λ_s ≥ λ_t; in float64 the step keeps its digits however short it is.
+        logsnr_t: (B,) λ_t.
+    """
+    of_z, of_x, _ = step_coefficients(logsnr_s, logsnr_t, eta=0.0)
+    return torch.addcmul(_like(of_z, z_t) * z_t, _like(of_x, z_t), x)
+
+
+def ddim_estimate(z_s: Tensor, z_t: Tensor, logsnr_s: Tensor, logsnr_t: Tensor) -> Tensor:
+    """The x with which one `ddim_step` leads from z_t to z_s; arguments as there, λ_s > λ_t.
+
+    Several steps are compressed into one by this: Salimans & Ho 2022, algorithm 2.
+    """
+    of_z, of_x, _ = step_coefficients(logsnr_s, logsnr_t, eta=0.0)
+    return (z_s - _like(of_z, z_t) * z_t) / _like(of_x, z_t)
 
 
 class GaussianProcess(Process):

@@ -6,7 +6,9 @@ the posterior given that estimate, repeat, and return the last estimate without 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +17,20 @@ from momatch.diffusion.interface import Cond, DenoiserFunction, Process, cond_ro
 from momatch.diffusion.process import GAUSSIAN, step_coefficients
 from momatch.diffusion.schedules import NoiseSchedule
 
-__all__ = ["ancestral", "ddim", "in_batches", "step_coefficients", "time_grid", "trajectory"]
+__all__ = [
+    "ETAS",
+    "SamplerName",
+    "ancestral",
+    "ddim",
+    "in_batches",
+    "step_coefficients",
+    "time_grid",
+    "trajectory",
+]
+
+
+SamplerName = Literal["ancestral", "ddim", "renoise"]
+ETAS: dict[str, float] = {"ancestral": 1.0, "ddim": 0.0, "renoise": math.inf}  # by stochasticity
 
 
 def time_grid(steps: int, device: torch.device | str = "cpu") -> Tensor:
@@ -48,14 +63,15 @@ def ancestral(
         schedule: λ(t).
         cond: condition for all calls.
         generator: source of the k − 1 later noises.
-        eta: stochasticity: 1 is the posterior (the paper), 0 is DDIM.
+        eta: stochasticity: 1 is the posterior (the paper), 0 is DDIM, infinity takes all noise anew at every
+            step, as multistep consistency sampling does.
         process: whose steps are taken.
 
     Returns:
         (B, …) the last estimate of x, with no noise after it.
 
     Raises:
-        ValueError: if steps is below 1 or eta outside [0, 1].
+        ValueError: if steps is below 1 or eta neither in [0, 1] nor infinite.
     """
     x = noise
     for estimate in trajectory(denoiser, noise, steps, schedule, cond, generator, eta, process):
@@ -82,8 +98,8 @@ def trajectory(
     process: Process = GAUSSIAN,
 ) -> Iterator[Tensor]:
     """The successive estimates of x in `ancestral`, `steps` of them; arguments as there."""
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in [0, 1] (0 = DDIM, 1 = ancestral), got {eta}")
+    if not (0 <= eta <= 1 or eta == math.inf):
+        raise ValueError(f"eta must lie in [0, 1] (0 = DDIM, 1 = ancestral) or be infinite, got {eta}")
     logsnr = schedule(time_grid(steps, noise.device))
     step = process.stepper(logsnr, eta)
     batch_logsnr = logsnr.to(noise.dtype)[:, None].expand(-1, len(noise)).unbind()

@@ -1,4 +1,6 @@
-"""Which networks judge which data: a classifier digits, EfficientNet and a matcher emoji; else pixels."""
+"""Which networks judge which data: a classifier digits and Fashion-MNIST, EfficientNet and a matcher emoji;
+else pixels.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +25,28 @@ from momatch.networks.classifier import Classifier as ClassifierNetwork
 from momatch.utils import files
 from momatch.utils.errors import Notice
 
-DIGITS_CLASSIFIER = Path(__file__).parent.parent / "assets" / "digits-classifier.safetensors"
-DIGITS_CLASSIFIER_WIDTH = 16
+ASSETS = Path(__file__).parent.parent / "assets"
+WIDTHS = {"digits-classifier": 16, "fashion14-classifier": 32, "fashion28-classifier": 32}  # of those shipped
 
 
-def digits_classifier() -> ClassifierFeatures:
-    """The classifier that ships with the package, trained on the training digits only."""
-    network = ClassifierNetwork(image_channels=1, num_classes=10, width=DIGITS_CLASSIFIER_WIDTH)
-    network.load_state_dict(files.shipped_tensors(DIGITS_CLASSIFIER))
-    return ClassifierFeatures(network.eval(), "digits-classifier")
+def weights_of(name: str) -> Path:
+    """The file of a shipped classifier; a .json beside it says how it was made, and how often it is right."""
+    return ASSETS / f"{name}.safetensors"
+
+
+def shipped_classifier(name: str = "digits-classifier") -> ClassifierFeatures:
+    """A classifier that ships with the package, trained on the training images of its data only."""
+    network = ClassifierNetwork(image_channels=1, num_classes=10, width=WIDTHS[name])
+    network.load_state_dict(files.shipped_tensors(weights_of(name)))
+    return ClassifierFeatures(network.eval(), name)
+
+
+digits_classifier = shipped_classifier  # its former name
 
 
 def classifier(data: ImageSet) -> ClassifierFeatures | None:
     """The built-in classifier that knows these pictures, if any."""
-    return digits_classifier() if data.classifier == "digits-classifier" else None
+    return shipped_classifier(data.classifier) if data.classifier in WIDTHS else None
 
 
 def pixel_features(data: ImageSet, decoder: Decoder | None = None) -> FeatureExtractor:

@@ -119,6 +119,11 @@ class ClassifierFeatures:
         """(B, C, H, W) → the most likely label of each, (B,)."""
         return self.network(self._prepare(images)).argmax(1)
 
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, classes), each row summing to 1."""
+        return self.network(self._prepare(images)).softmax(1)
+
     def _prepare(self, images: Tensor) -> Tensor:
         parameter = next(self.network.parameters(), None)
         return images if parameter is None else images.to(parameter.device, parameter.dtype)

@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from momatch.data.rows import Rows
-from momatch.evaluation.features import Classifier, FeatureExtractor, batches, check_pair, extract
+from momatch.evaluation.density_coverage import density_coverage
+from momatch.evaluation.features import (
+    Classifier,
+    ClassifierFeatures,
+    FeatureExtractor,
+    batches,
+    check_pair,
+    extract,
+)
 from momatch.evaluation.frechet import NORMAL_95, frechet_bootstrap, frechet_distance
 from momatch.evaluation.kid import kid
 from momatch.evaluation.memo import Memo, circumstances
@@ -25,6 +33,7 @@ from momatch.evaluation.neighbours import Neighbours, compare_distances
 from momatch.evaluation.precision_recall import precision_recall
 from momatch.evaluation.statistics import FeatureStatistics
 
+INCEPTION_PARTS = 10
 LabelledImages = tuple[Tensor, Tensor | None]
 Samples = Tensor | LabelledImages | Iterable[LabelledImages]
 
@@ -126,11 +135,14 @@ def evaluate(
     - frechet_above_floor: FD minus that of the training pictures, bias-corrected, paired interval; likewise
     - kid: kernel distance with its jackknife error
     - precision, recall: k = 3, min(n_generated, n_reference) of each side
+    - density, coverage: k = 5, likewise
 
     On the classifier, under the name of its `metric`, "class_accuracy" say:
 
     - class_accuracy: share given the label asked for, Wilson interval; needs labels of the samples
     - class_accuracy_reference: the same of real pictures, the ceiling; needs labels of the reference
+    - inception_score: exp of the mean KL divergence from p(label) to p(label | image), mean over 10 parts;
+      needs a classifier with probabilities
 
     On pixels (or latents, see `space`), with training_images (see `neighbours`):
 
@@ -227,6 +239,7 @@ class Reference:
             rows += _kid_precision_recall(generated, real, counts)
         if self.classifier is not None:
             rows += _accuracy(pulled.hits, self._hits, self.classifier, counts)
+            rows += _inception_score(pulled.probabilities, self.classifier, counts)
         if self.training_images is not None:
             rows += _neighbours(pulled.nearest, self._nearest, len(self.training_images), self.space, counts)
         return EvaluationResult(rows)
@@ -276,12 +289,15 @@ class _Counts(TypedDict):
 
 @dataclass(frozen=True)
 class _Pulled:
-    """What is kept of the samples: features of each extractor (N, D), hits (N,), nearest distances (N,)."""
+    """What is kept of the samples: features of each extractor (N, D), hits (N,), nearest distances (N,), the
+    classifier's probabilities (N, classes).
+    """
 
     n: int
     features: list[Tensor]
     hits: Tensor
     nearest: Tensor
+    probabilities: Tensor
 
 
 def _pull(
@@ -291,7 +307,7 @@ def _pull(
     neighbours: Neighbours | None,
     batch_size: int,
 ) -> _Pulled:
-    n, features, hits, nearest = 0, [[] for _ in extractors], [], []
+    n, features, hits, nearest, sure = 0, [[] for _ in extractors], [], [], []
     for images, labels in _pairs(samples):
         if not len(images):
             continue
@@ -300,6 +316,8 @@ def _pull(
             collected.append(extract(extractor, images, batch_size))
         if classifier is not None and labels is not None:
             hits.append(_hits(classifier, images, labels, batch_size))
+        if isinstance(classifier, ClassifierFeatures):
+            sure += [classifier.probabilities(part).cpu() for part in batches(images, batch_size)]
         if neighbours is not None:
             nearest.append(neighbours.distances(images))
     if n < 2:
@@ -311,7 +329,11 @@ def _pull(
         )
     empty = torch.empty(0)
     return _Pulled(
-        n, [torch.cat(f) for f in features], torch.cat([empty, *hits]), torch.cat([empty, *nearest])
+        n,
+        [torch.cat(f) for f in features],
+        torch.cat([empty, *hits]),
+        torch.cat([empty, *nearest]),
+        torch.cat(sure) if sure else empty,
     )
 
 
@@ -379,11 +401,16 @@ def _kid_precision_recall(generated: Tensor, real: _RealFeatures, counts: _Count
     shape = precision_recall(
         generated, real.reference, torch.Generator().manual_seed(counts["seed"]), memo=real.memo
     )
+    balls = density_coverage(
+        generated, real.reference, torch.Generator().manual_seed(counts["seed"]), memo=real.memo
+    )
     used = _Counts({**counts, "n_generated": shape.n, "n_reference": shape.n})
     return [
         _with_error("kid", kernel.value, kernel.standard_error, name, counts, "unbiased, may be negative"),
         Measurement("precision", shape.precision, None, None, None, name, **used, note="k = 3"),
         Measurement("recall", shape.recall, None, None, None, name, **used, note="k = 3"),
+        Measurement("density", balls.density, None, None, None, name, **used, note="k = 5"),
+        Measurement("coverage", balls.coverage, None, None, None, name, **used, note="k = 5"),
     ]
 
 
@@ -396,6 +423,26 @@ def _accuracy(generated: Tensor, real: Tensor, judge: Classifier, counts: _Count
         used = _Counts({**counts, "n_generated": 0})
         rows.append(_share(f"{metric}_reference", real, name, used, "of real pictures"))
     return rows
+
+
+def _inception_score(probabilities: Tensor, judge: Classifier, counts: _Counts) -> list[Measurement]:
+    """Salimans et al. 2016, on our classifier; of ten parts of equal size the mean and its standard error."""
+    if len(probabilities) < 2 * INCEPTION_PARTS:
+        return []
+    size = len(probabilities) // INCEPTION_PARTS
+    scores = torch.stack(
+        [inception_score(part) for part in probabilities[: INCEPTION_PARTS * size].split(size)]
+    )
+    error = float(scores.std()) / INCEPTION_PARTS**0.5
+    used = _Counts({**counts, "n_reference": 0})
+    note = f"mean over {INCEPTION_PARTS} parts; on this classifier, not on Inception"
+    return [_with_error("inception_score", float(scores.mean()), error, judge.name, used, note)]
+
+
+def inception_score(probabilities: Tensor) -> Tensor:
+    """Exp E KL(p(y | x) ‖ p(y)) of probabilities (N, classes): 1 to classes, a scalar in float64."""
+    p = probabilities.double()
+    return torch.special.xlogy(p, p / p.mean(0)).nan_to_num(0.0).sum(1).mean().exp()
 
 
 def _share(metric: str, hits: Tensor, name: str, counts: _Counts, note: str) -> Measurement:

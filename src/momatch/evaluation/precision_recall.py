@@ -59,33 +59,34 @@ def precision_recall(
     check_pair(generated, reference, minimum=k + 1)
     n = min(len(generated), len(reference))
     key = (circumstances(generated, generator), k)
-    x, y = _subset(generated, n, generator), _subset(reference, n, generator)
-    radii = (memo or Memo()).recall("radii", key, lambda: _radii(y, k, chunk))
+    x, y = subset(generated, n, generator), subset(reference, n, generator)
+    radii = (memo or Memo()).recall("radii", key, lambda: radii_of(y, k, chunk))
     inside_y = _covered(x, y, radii, chunk)
-    inside_x = _covered(y, x, _radii(x, k, chunk), chunk)
+    inside_x = _covered(y, x, radii_of(x, k, chunk), chunk)
     return PrecisionRecall(float(inside_y.double().mean()), float(inside_x.double().mean()), n)
 
 
-def _subset(features: Tensor, n: int, generator: torch.Generator) -> Tensor:
+def subset(features: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """`n` of the features (N, D), in random order, float32."""
     chosen = torch.randperm(len(features), generator=generator)[:n]
     return features.detach().float()[chosen.to(features.device)]
 
 
-def _radii(features: Tensor, k: int, chunk: int) -> Tensor:
+def radii_of(features: Tensor, k: int, chunk: int) -> Tensor:
     """Distance of each point to its k-th nearest neighbour, itself not counted: (N,)."""
     radii = []
     for start in range(0, len(features), chunk):
-        distances = _cdist(features[start : start + chunk], features)
-        distances.diagonal(offset=start).fill_(float("inf"))
-        radii.append(distances.kthvalue(k, dim=1).values)
+        found = distances(features[start : start + chunk], features)
+        found.diagonal(offset=start).fill_(float("inf"))
+        radii.append(found.kthvalue(k, dim=1).values)
     return torch.cat(radii)
 
 
 def _covered(query: Tensor, centres: Tensor, radii: Tensor, chunk: int) -> Tensor:
     """Whether each query point lies in some ball: (N,) bool."""
-    return torch.cat([(_cdist(part, centres) <= radii).any(1) for part in query.split(chunk)])
+    return torch.cat([(distances(part, centres) <= radii).any(1) for part in query.split(chunk)])
 
 
-def _cdist(x: Tensor, y: Tensor) -> Tensor:
+def distances(x: Tensor, y: Tensor) -> Tensor:
     """Euclidean distances without the matrix-multiplication shortcut: its rounding moves balls' edges."""
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")

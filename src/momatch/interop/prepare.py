@@ -26,7 +26,7 @@ from torch import Tensor
 from momatch.data import prepared
 from momatch.data.collections import Collection, Item, digest
 from momatch.data.reading import Reading
-from momatch.data.sources import check_labels, open_collection
+from momatch.data.sources import BY_NAME, check_labels, open_collection
 from momatch.interop.encoders import Encoders, SentenceEncoders
 from momatch.utils import devices
 from momatch.utils.errors import Notice, UsageError
@@ -276,7 +276,7 @@ def _check(source: str, config: PrepareConfig) -> None:
         )
     if config.text_encoder and config.captions == "ignore":
         raise UsageError(f"--text-encoder {config.text_encoder} is for captions; leave --captions ignore out")
-    if source in ("digits", "emoji") or prepared.is_prepared(Path(source)):
+    if source in BY_NAME or prepared.is_prepared(Path(source)):
         raise UsageError(f"{source!r} needs no preparation; use it as data as it is")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from momatch.diffusion.interface import Cond, cond_rows
 from momatch.diffusion.process import per_sample
+from momatch.diffusion.sampling import SamplerName
 from momatch.utils.seeding import Generator, normal, uniform
 from momatch.utils.settings import settings
 
@@ -202,6 +203,8 @@ class MethodConfig:
         vanishing: a logged metric that falls to 0 on average as the student gets right, if there is one: a
             stopping rule can read it.
         teacher_copies: tensors in the shape of all the teacher's weights that a step holds besides.
+        sampler: how its students are sampled; see `momatch.diffusion.sampling.ETAS`.
+        draws_posterior: whether a setting "posterior" means anything to it.
     """
 
     name: ClassVar[str] = ""
@@ -212,6 +215,7 @@ class MethodConfig:
     caption: ClassVar[str] = "The loss."
     vanishing: ClassVar[str | None] = None
     teacher_copies: ClassVar[int] = 0
+    draws_posterior: ClassVar[bool] = True
 
     def forward_units(self, guided: bool) -> int:
         """Cost of a step in forward passes of one network on one minibatch; a backward pass counts as two.
@@ -220,6 +224,11 @@ class MethodConfig:
             guided: whether the teacher is, so that each of its passes counts twice.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what a step costs")
+
+    @property
+    def sampler(self) -> SamplerName:
+        """See above."""
+        return "ancestral"
 
     @property
     def title(self) -> str:

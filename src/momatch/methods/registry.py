@@ -32,7 +32,7 @@ def config_type(name: str) -> type[MethodConfig]:
     known = _known()
     if name not in known:
         raise ConfigError(
-            f"method is {name!r}; use {' or '.join(sorted(known))}, or your own as package.module:ConfigClass"
+            f"method is {name!r}; use {', '.join(sorted(known))}, or your own as package.module:ConfigClass"
         )
     return known[name]
 

@@ -24,8 +24,10 @@ from torch import Tensor
 
 from momatch.diffusion import conventions, process, schedules
 from momatch.diffusion.denoiser import Cond, Denoiser
-from momatch.diffusion.sampling import ancestral, in_batches
+from momatch.diffusion.interface import DenoiserFunction
+from momatch.diffusion.sampling import ETAS, SamplerName, ancestral, in_batches
 from momatch.diffusion.schedules import NoiseSchedule
+from momatch.diffusion.solvers import SOLVERS, SolverName, solve
 from momatch.models import batch_size as batch_sizes
 from momatch.models import provenance
 from momatch.models.provenance import UNKNOWN, Provenance
@@ -60,6 +62,9 @@ class Model:
         folder: where it was loaded from, or None.
         cond_shapes: shape of one sample's part of each entry of cond, other than label, e.g.
             {"encoder_hidden_states": (-1, 768)}; −1 where any length will do.
+        sampler: its steps unless told otherwise: "ancestral", Algorithm 1; or what another algorithm made it
+            for, "ddim" or "renoise" (see `momatch.diffusion.sampling.ETAS`); or a solver of
+            `momatch.diffusion.solvers`.
     """
 
     denoiser: Denoiser
@@ -71,6 +76,7 @@ class Model:
     provenance: Provenance = UNKNOWN
     folder: Path | None = None
     cond_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    sampler: SamplerName | SolverName = "ancestral"
 
     def __init__(
         self,
@@ -83,6 +89,7 @@ class Model:
         provenance: Provenance | Mapping[str, Any] = UNKNOWN,
         folder: Path | None = None,
         cond_shapes: dict[str, tuple[int, ...]] | None = None,
+        sampler: SamplerName | SolverName = "ancestral",
         *,
         info: Mapping[str, Any] | None = None,
     ):
@@ -103,6 +110,7 @@ class Model:
             "provenance": self._origin(provenance if info is None else info),
             "folder": folder,
             "cond_shapes": {} if cond_shapes is None else cond_shapes,
+            "sampler": sampler,
         }
         for name, value in known.items():
             object.__setattr__(self, name, value)
@@ -155,10 +163,10 @@ class Model:
         steps: int | None = None,
         cond: Cond | None = None,
         seed: int = 0,
-        eta: float = 1.0,
+        eta: float | None = None,
         batch_size: int | None = None,
     ) -> Tensor:
-        """Draw n samples by the ancestral sampler (Algorithm 1).
+        """Draw n samples by the model's sampler: Algorithm 1, unless it was made for another.
 
         Args:
             n: how many.
@@ -167,7 +175,7 @@ class Model:
                 nothing in particular.
             seed: the same seed gives the same n samples, and the same initial noise for any n and steps;
                 others on a GPU than on the CPU, whose random numbers differ.
-            eta: 1 = ancestral, 0 = DDIM.
+            eta: 1 = ancestral, 0 = DDIM; None = the model's own.
             batch_size: samples that the network is given at a time, 1 to 256; fewer need less memory. The
                 noise is the same whatever it is, so samples are, up to the rounding of kernels. None: 256,
                 or what free memory holds of samples larger than 64×64×3 numbers.
@@ -186,7 +194,7 @@ class Model:
         steps: int | None = None,
         cond: Cond | None = None,
         seed: int = 0,
-        eta: float = 1.0,
+        eta: float | None = None,
         batch_size: int | None = None,
     ) -> Iterator[Tensor]:
         """As `sample`, 256 samples at a time whatever the batch size."""
@@ -207,9 +215,24 @@ class Model:
                     start = self.schedule(torch.ones(1, device=device)).expand(count)
                     batch_size = batch_sizes.fitting(self.denoiser, noise, start, chunk_cond)
                 denoiser = in_batches(self.denoiser, batch_size)
-                yield ancestral(denoiser, noise, steps, self.schedule, chunk_cond, generator, eta)
+                yield self._run(denoiser, noise, steps, chunk_cond, generator, eta)
         finally:
             self.denoiser.train(was_training)
+
+    def _run(
+        self,
+        denoiser: DenoiserFunction,
+        noise: Tensor,
+        steps: int,
+        cond: Cond | None,
+        generator: torch.Generator,
+        eta: float | None,
+    ) -> Tensor:
+        """Samples from noise, by the model's own sampler if no stochasticity is given."""
+        if eta is None and self.sampler in SOLVERS:
+            return solve(self.sampler, denoiser, noise, steps, self.schedule, cond)
+        eta = ETAS[self.sampler] if eta is None else eta
+        return ancestral(denoiser, noise, steps, self.schedule, cond, generator, eta)
 
     def check_request(
         self, n: int, steps: int, cond: Cond | None, seed: int = 0, batch_size: int | None = None
@@ -251,6 +274,7 @@ class Model:
             "schedule": {"name": self.schedule.name, **self.schedule.options},
             "sample_shape": list(self.sample_shape),
             "steps": self.steps,
+            **({} if self.sampler == "ancestral" else {"sampler": self.sampler}),
             "num_classes": self.num_classes,
             "cond_shapes": {k: list(v) for k, v in self.cond_shapes.items()},
             "info": self.info,
@@ -324,6 +348,9 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
         float(description.get("sigma_data", process.SIGMA_DATA)),
         description.get("clip"),
     )
+    sampler = description.get("sampler", "ancestral")
+    if sampler not in (*ETAS, *SOLVERS):
+        raise ValueError(f"unknown sampler {sampler!r}")
     known = provenance.from_json(description["info"])
     kind = Student if known.role == "student" else Model
     return kind(
@@ -334,6 +361,7 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
         steps=operator.index(description["steps"]),
         num_classes=num_classes,
         cond_shapes={k: tuple(v) for k, v in description.get("cond_shapes", {}).items()},
+        sampler=sampler,
         provenance=known,
         folder=directory,
     )

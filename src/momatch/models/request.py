@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from momatch.data.rows import Rows
 from momatch.diffusion.denoiser import Cond
 from momatch.utils.errors import UsageError
 from momatch.utils.settings import shown
@@ -29,7 +31,7 @@ def check_request(
     cond: Cond | None,
     seed: object = 0,
     batch_size: object = None,
-    eta: object = 1.0,
+    eta: object = None,
 ) -> None:
     """Refuse what a model cannot sample; for the arguments see `Model.sample`.
 
@@ -50,8 +52,10 @@ def check_request(
             f"steps must be 1 to {MAX_STUDENT_STEPS} for a student, got {steps}; "
             f"this one was trained for {model.steps}"
         )
-    if not isinstance(eta, Real) or not 0 <= float(eta) <= 1:
-        raise UsageError(f"eta is {shown(eta)}; give a number from 0 (DDIM) to 1 (ancestral)")
+    if eta is not None and not (isinstance(eta, Real) and (0 <= float(eta) <= 1 or eta == math.inf)):
+        raise UsageError(
+            f"eta is {shown(eta)}; give a number from 0 (DDIM) to 1 (ancestral), or infinity (all noise anew)"
+        )
     _check_cond(model, n, cond)
 
 
@@ -87,17 +91,18 @@ def _check_cond(model: Model, n: int, cond: Cond | None) -> None:
 
 
 def _check_rows(key: str, value: Any, n: int, shape: tuple[int, ...]) -> None:
-    if not isinstance(value, Tensor) or not value.ndim:
+    size = tuple(getattr(value, "shape", ()))
+    if not isinstance(value, Tensor | Rows) or not size:
         of = "whole numbers" if key == "label" else "numbers"
         raise UsageError(f"{key} is {shown(value)}; give a tensor of {of}, a row for each sample")
     if len(value) != n:
         what = "labels" if key == "label" else f"rows of {key}"
         raise UsageError(f"got {len(value)} {what} for {n} samples; give one for each")
-    fits = value.ndim == 1 + len(shape) and all(
-        want in (-1, size) for want, size in zip(shape, value.shape[1:], strict=True)
+    fits = len(size) == 1 + len(shape) and all(
+        want in (-1, found) for want, found in zip(shape, size[1:], strict=True)
     )
     if not fits:
-        raise UsageError(f"{key} has shape {tuple(value.shape)}; this model takes (n, *{shape})")
+        raise UsageError(f"{key} has shape {size}; this model takes (n, *{shape})")
 
 
 def _check_labels(model: Model, labels: Tensor) -> None:

@@ -107,6 +107,7 @@ def distillation(
         teacher.num_classes,
         origin,
         cond_shapes=teacher.cond_shapes,
+        sampler=config.method.sampler,
     )
     batches = _shared_batches(images, teacher, config.train, config.method.minibatches)
     return Run(config, method, batches, model, images, path, reference, Best(path), inputs)

@@ -28,6 +28,19 @@ SIZED = ("UNet2DModel", "UNet2DConditionModel")  # pipelines make samples of wha
 MARK = "momatch-export.json"  # names what an export wrote into a folder: a later one may replace that alone
 
 
+def check_sampler(model: Model) -> None:
+    """Refuse a student whose sampler is not the one that exports carry.
+
+    Raises:
+        UsageError: if it is sampled otherwise in more than one step.
+    """
+    if model.sampler != "ancestral" and model.steps > 1:  # in one step all samplers are the same
+        raise UsageError(
+            f"this student is sampled by {model.sampler}, and exports carry the ancestral sampler alone; "
+            "keep it as it is: momatch.load_student opens it"
+        )
+
+
 def export_folder(model: Model, directory: Path, name: str, licence: str | None, run: Path | None) -> None:
     """Write the folder; a former export there is replaced.
 
