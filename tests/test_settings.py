@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from momatch import config
 from momatch.config import DistillConfig, TeacherConfig
 from momatch.config.recipes import recipe
+from momatch.config.schema import Steps
 from momatch.methods import registry
 from momatch.networks.configs import UNetConfig, UViTConfig
 from momatch.utils.errors import ConfigError
@@ -38,6 +39,8 @@ def wrong_values(hint: Any) -> list[Any]:
     kind = inner(hint)
     if get_origin(kind) is Literal:
         return ["no such word", get_args(kind)[0].upper(), "", 3, None]
+    if kind == Steps:
+        return ["8", None, True, 0, 17, 2.0, math.nan, (), (0, 4), [4, "8"], [1, 17]]
     if get_origin(kind) is tuple:
         return ["8", 8, ({},), None]
     if dataclasses.is_dataclass(kind) or not isinstance(kind, type):

@@ -47,6 +47,7 @@ def diffusers_student():
 MODELS = {
     "unet": lambda: own(UNetConfig(channels=(8, 32), attention_levels=(1,), num_classes=3, embedding_dim=16)),
     "uvit": lambda: own(UViTConfig(channels=(8,), width=16, depth=1, num_classes=3, embedding_dim=16)),
+    "elastic": lambda: own(UNetConfig(channels=(8,), num_classes=3, embedding_dim=16, step_counts=(1, 4))),
     "diffusers": diffusers_student,
 }
 
@@ -76,12 +77,16 @@ def test_onnx_says_what_the_network_says_and_samples_as_it_does(name, tmp_path):
             "logsnr": np.full(len(z), logsnr, np.float32),
             "time": np.full(len(z), time, np.float32),
         }
+        if len(model.step_counts) > 1:
+            feed["steps"] = np.full(len(z), 4, np.float32)
         return session.run(["x"], {**feed, "label": label} if model.num_classes else feed)[0]
 
     for n, logsnr in ((1, 5.0), (5, -3.0), (3, 0.0), (2, -12.0)):
         z, label = torch.randn(n, 1, 8, 8), torch.arange(n) % 3
         with torch.no_grad():
             cond = {"label": label} if model.num_classes else None
+            if len(model.step_counts) > 1:
+                cond = {**(cond or {}), "steps": torch.full((n,), 4.0)}
             expected = model.denoiser(z, torch.full((n,), logsnr), cond)
         time = model.denoiser.time.to_time(torch.tensor([logsnr])).item()
         np.testing.assert_allclose(call(z.numpy(), logsnr, time, label.numpy()), expected.numpy(), atol=1e-4)
@@ -99,6 +104,8 @@ def test_onnx_says_what_the_network_says_and_samples_as_it_does(name, tmp_path):
             z = z.astype(np.float32)
     cond = {"label": torch.from_numpy(label)} if model.num_classes else None
     np.testing.assert_allclose(x, model.sample(3, cond=cond, seed=2).numpy(), atol=1e-4)
+    others = [grid["steps"] for grid in known.get("other_grids", [])]
+    assert sorted([*others, 4]) == sorted(model.step_counts)
     assert known["steps"] == 4 == len(known["logsnr"]) == len(known["between"]) + 1
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 
 from momatch.cli import main
 from momatch.diffusion import schedules
@@ -32,6 +32,7 @@ UNET = UNetConfig(channels=(8, 16), attention_levels=(1,), embedding_dim=16)
 UVIT = UViTConfig(3, (8,), 1, 16, 1, 2, embedding_dim=16)
 LABELS, PROMPTED = UNetConfig(channels=(8, 16), num_classes=3), UViTConfig(**{**vars(UVIT), "text_dim": 5})
 BOTH = UViTConfig(**{**vars(PROMPTED), "num_classes": 3})
+ELASTIC = dataclasses.replace(LABELS, step_counts=(1, 2, 3))
 
 
 def student(shape, steps=3, nulls=True, clip=None, side=8):
@@ -132,7 +133,8 @@ def run_elsewhere(cases, folder: Path) -> list[str]:
 def test_folders_make_the_students_samples_without_momatch(tmp_path):
     """Also that of the shipped digits teacher, from the command line; all in one process."""
     cases = {}
-    for name, shape in {"unet": UNET, "uvit": UVIT, "labels": LABELS, "text": PROMPTED, "both": BOTH}.items():
+    shapes = {"unet": UNET, "uvit": UVIT, "labels": LABELS, "text": PROMPTED, "both": BOTH}
+    for name, shape in {**shapes, "elastic": ELASTIC}.items():
         model, cond, out = student(shape, clip=0.9), asked(shape), tmp_path / name
         export_folder(model, out, str(out), None, None)
         cases[name] = out, model, cond, {"custom_pipeline": str(out)}
@@ -145,6 +147,26 @@ def test_folders_make_the_students_samples_without_momatch(tmp_path):
     assert main(["export", str(run), str(out)]) == 0
     cases["digits"] = out, load_student(run), {"label": torch.tensor([3, 1, 4])}, {}
     assert run_elsewhere(cases, tmp_path) == list(cases)
+
+
+def test_an_elastic_student_s_folder_takes_any_of_its_counts_and_no_other(tmp_path):
+    """At one step no noise follows the first, so that samples can be compared as they are."""
+    model, out = student(ELASTIC), tmp_path / "out"
+    export_folder(model, out, str(out), None, None)
+    pipe = DiffusionPipeline.from_pretrained(str(out), trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    cond, made = asked(ELASTIC), {}
+    for k in (1, 2, 3):
+        generator = torch.Generator().manual_seed(1)
+        options = {"latents": noises(model, 3)[0], "output_type": "latent", "num_inference_steps": k}
+        made[k] = pipe(class_labels=cond["label"], generator=generator, **options).images
+        assert len(pipe.scheduler.timesteps) == k
+    torch.testing.assert_close(made[1], model.sample(3, steps=1, cond=cond, seed=5), atol=1e-5, rtol=1e-5)
+    assert float((made[2] - made[3]).abs().max()) > 1e-2
+    with pytest.raises(ValueError, match="distilled for 1, 2 or 3 steps and was asked for 4 steps"):
+        pipe(batch_size=1, num_inference_steps=4)
+    card = (out / "README.md").read_text()
+    assert "**1 to 3**, by `num_inference_steps`" in card and "an elastic student (1 to 3 steps)" in card
 
 
 def test_the_file_is_the_package_s_own_source_and_needs_torch_and_diffusers_alone():

@@ -1,4 +1,6 @@
 import base64
+import csv
+import io
 import json
 import re
 
@@ -252,3 +254,42 @@ def test_time_is_summed_over_resumptions():
     run = html.ReadRun(None, {}, records, [], [], [])  # type: ignore[arg-type]
     assert run.seconds == 20 + 15 + 1
     assert [html.duration(s) for s in (4.6, 200, 18120)] == ["5 s", "3 min 20 s", "5 h 02 min"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200, None])
+def test_a_table_is_never_cut(width):
+    rows = [*teacher_rows(), row("student", 8, 1.7741), Row("student", 4, 5.0, EvaluationResult([]))]
+    if width is None:
+        text = tables.evaluation_text(rows)
+        assert max(map(len, text.splitlines())) > 200  # the caption, in one line
+    else:
+        console = Console(width=width, record=True, file=open("/dev/null", "w"))
+        console.print(tables.evaluation_table(rows, width))
+        text = console.export_text()
+        assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text and "--color" not in text
+    for cell in [cell for each in rows for cell in tables.cells(each) if cell != tables.MISSING]:
+        assert cell in text
+    assert {"teacher, 256" in text, "student, 4" in text} == {width is not None and width < 100}
+
+
+def test_columns_without_numbers_go_first():
+    plain = [m for m in row("student", 8, 1.77).result.measurements if "accuracy" not in m.metric]
+    rows = [Row("student", 8, 12.0, EvaluationResult(plain))]
+
+    def drawn(width):
+        console = Console(width=width, record=True, file=open("/dev/null", "w"))
+        console.print(tables.evaluation_table(rows, width))
+        return console.export_text()
+
+    narrow = next(text for width in range(120, 40, -1) if "left out" in (text := drawn(width)))
+    assert "Not measured, so left out: acc." in " ".join(narrow.split())
+    assert " acc." not in narrow.splitlines()[1] and " recall" in narrow.splitlines()[1]
+    assert "student, 8" not in narrow and "student, 8" in drawn(40) and " acc." in drawn(120).splitlines()[1]
+
+
+def test_measurements_as_csv_are_all_there():
+    rows = [row("student", 8, 1.77), row("teacher", 64, 1.74)]
+    found = list(csv.DictReader(io.StringIO(tables.evaluation_csv(rows))))
+    assert len(found) == 2 * 9 and found[0]["metric"] == "frechet" and float(found[1]["value"]) == 1.77
+    assert found[-1]["name"] == "teacher" and found[-1]["low"] == ""

@@ -96,12 +96,18 @@ def text(n, generator):
     return torch.randn(n, *TEXT, generator=generator)
 
 
-def save(folder, network, scheduler, pipeline=True, vae=None):
-    """A pipeline's folder, or a bare model's; returns it. Every weight is made to matter."""
+def awake(network):
+    """The network, every weight made to matter: no output layer stays zero."""
     generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():  # no output layer stays zero
+    for parameter in network.parameters():
         if not parameter.any():
             parameter.data.normal_(generator=generator).mul_(0.1)
+    return network
+
+
+def save(folder, network, scheduler, pipeline=True, vae=None):
+    """A pipeline's folder, or a bare model's; returns it. Every weight is made to matter."""
+    awake(network)
     part = "unet" if "UNet" in type(network).__name__ else "transformer"
     network.save_pretrained(folder / part if pipeline else folder)
     scheduler.save_pretrained(folder / "scheduler")

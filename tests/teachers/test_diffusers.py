@@ -405,23 +405,25 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path):
     good, shape = scheduler.read_text(), network.read_text()
     for entries, sentence in [
         ({"_class_name": "NoSuchScheduler"}, "unknown scheduler 'NoSuchScheduler'"),
-        ({"_class_name": "ScoreSdeVeScheduler"}, "unknown scheduler 'ScoreSdeVeScheduler'"),
         ({"prediction_type": "wish"}, "unknown prediction_type 'wish'"),
         ({"rescale_betas_zero_snr": True}, "ends in pure noise"),
     ]:
         change(scheduler, **entries)
-        with pytest.raises(UsageError, match=sentence):
+        with pytest.raises(UsageError, match=f"(?s){sentence}"):
             momatch.load_teacher(folder)
         scheduler.write_text(good)
     for entries, sentence in [
-        ({"_class_name": "UNet1DModel"}, "holds a UNet1DModel; momatch knows"),
+        (
+            {"_class_name": "MochiTransformer3DModel"},
+            "knows no MochiTransformer3DModel, only .*FAMILY = Family",
+        ),
         ({"_class_name": "MomentMatchingNetwork"}, "a student that momatch has exported"),
         ({"sample_size": None}, "give their side"),
         ({"in_channels": 3}, "cannot load|takes 3 channels"),
         ({"num_class_embeds": 5}, "lack 1|keys are missing"),  # the latter is diffusers' own, before 0.35
     ]:
         change(network, **entries)
-        with pytest.raises(UsageError, match=sentence):
+        with pytest.raises(UsageError, match=f"(?s){sentence}"):
             momatch.load_teacher(folder)
         network.write_text(shape)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"

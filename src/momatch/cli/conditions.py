@@ -1,9 +1,10 @@
-"""From --labels and --prompt to what a model is conditioned on."""
+"""From --labels, --prompt and --cond to what a model is conditioned on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from momatch.cli.parsing import integers
@@ -11,6 +12,7 @@ from momatch.diffusion.denoiser import Cond
 from momatch.interop.text_encoders import text_encoder_of
 from momatch.models.model import Model
 from momatch.utils.errors import UsageError
+from momatch.utils.text import first_line
 
 
 def label_cond(labels: str | None, num: int, model: Model) -> Cond | None:
@@ -28,6 +30,29 @@ def label_cond(labels: str | None, num: int, model: Model) -> Cond | None:
             f"this model knows 0 to {model.num_classes - 1}"
         )
     return {"label": chosen[torch.arange(num) % len(chosen)]}
+
+
+def given_cond(given: Sequence[str], num: int, model: Model) -> Cond:
+    """The condition for `num` samples from arrays: NAME=FILE.npy each, whose rows are taken in turn.
+
+    Raises:
+        UsageError: if a file cannot be read, or the model takes nothing of that name or shape.
+    """
+    found: Cond = {}
+    for word in given:
+        name, sign, path = word.partition("=")
+        known = {**({"label": ()} if model.num_classes else {}), **model.cond_shapes}
+        if not sign or name not in known:
+            takes = f"takes {', '.join(known)}" if known else "is unconditional; leave --cond out"
+            raise UsageError(f"--cond {word}: give NAME=FILE.npy; this model {takes}")
+        try:
+            rows = torch.from_numpy(np.atleast_1d(np.load(path, allow_pickle=False)))
+        except (OSError, ValueError, TypeError, EOFError) as error:
+            raise UsageError(f"--cond {word}: {path} cannot be read ({first_line(error)})") from None
+        if rows.shape == known[name] or not len(rows):
+            rows = rows[None]  # of one sample
+        found[name] = (rows.long() if name == "label" else rows.float())[torch.arange(num) % len(rows)]
+    return found
 
 
 def prompt_cond(prompts: Sequence[str], labels: str | None, num: int, model: Model) -> Cond:

@@ -27,7 +27,7 @@ from momatch.data.reading import Reading
 from momatch.data.sources import load_data
 from momatch.evaluation.conditions import fixed_cond
 from momatch.evaluation.evaluate import Candidate, Row, assess, help_to_sample
-from momatch.evaluation.report.tables import evaluation_table
+from momatch.evaluation.report.tables import evaluation_csv, evaluation_table, evaluation_text
 from momatch.interop.compatibility import check_fit, check_null_condition, with_null_condition
 from momatch.interop.load import load_any, teacher_of_student
 from momatch.models.model import Model
@@ -56,6 +56,7 @@ class EvaluateArguments:
             holds, if left out.
         data: data to compare with; what the model was trained on, if left out.
         device: where networks run: cpu, cuda, cuda:1; auto is a GPU if there is one.
+        format: "table" for reading; "csv" or "json" has every measurement, and nothing else is printed.
     """
 
     run: RunName
@@ -67,6 +68,7 @@ class EvaluateArguments:
     batch_size: OptionalInt = None
     data: OptionalText = None
     device: str = devices.AUTO
+    format: Literal["table", "csv", "json"] = "table"
 
 
 def evaluate(arguments: list[str], console: Console) -> None:
@@ -82,7 +84,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
             f"{origin.data} no longer holds the pictures that {parsed.run} was trained on; "
             "name the data to compare with by --data"
         )
-    steps = integers(parsed.steps, "--steps") if parsed.steps else (model.steps,)
+    steps = integers(parsed.steps, "--steps") if parsed.steps else model.step_counts
     check_fit(model, data.heldout)
     if parsed.sampler != "ancestral":
         if model.is_student and not parsed.teacher_steps:
@@ -117,7 +119,15 @@ def evaluate(arguments: list[str], console: Console) -> None:
             candidate.model.check_request(parsed.num, k, cond, parsed.seed, parsed.batch_size)
     directory = Path(parsed.run) if RunFolder(Path(parsed.run)).exists else None
     candidates = [replace(each, model=distributed.split(each.model)) for each in candidates]
-    measure(directory, candidates, data, parsed.num, parsed.seed, console, parsed.batch_size)
+    told = console if parsed.format == "table" else Console(stderr=True)
+    rows = measured(directory, candidates, data, parsed.num, parsed.seed, told, parsed.batch_size)
+    if not distributed.is_main():
+        return
+    if parsed.format == "table":
+        print_table(rows, console)
+    else:
+        contents = json.dumps([row.to_dict() for row in rows], indent=1) + "\n"
+        console.out(evaluation_csv(rows) if parsed.format == "csv" else contents, end="", highlight=False)
 
 
 def _name(role: str, model: Model) -> str:
@@ -235,6 +245,30 @@ def measure(
     batch_size: int | None = None,
 ) -> list[Row]:
     """Evaluate and print the table; a line as each row is done, since some take long."""
+    rows = measured(directory, candidates, data, num_samples, seed, console, batch_size)
+    if distributed.is_main():
+        print_table(rows, console)
+    return rows
+
+
+def print_table(rows: list[Row], console: Console) -> None:
+    """As wide as the terminal; where there is none, plain and whole."""
+    if console.is_terminal:
+        console.print(evaluation_table(rows, console.width))
+    else:
+        console.out(evaluation_text(rows), end="", highlight=False)
+
+
+def measured(
+    directory: Path | None,
+    candidates: list[Candidate],
+    data: Split,
+    num_samples: int,
+    seed: int,
+    console: Console,
+    batch_size: int | None = None,
+) -> list[Row]:
+    """Evaluate; a line as each row is done."""
     rows = []
     with follow_samples(console) as watch:
         arguments = directory, candidates, data, num_samples, seed, watch, batch_size
@@ -244,7 +278,6 @@ def measure(
         for row in assess(*arguments):
             rows.append(row)
             console.print(f"  measured: {row.name}, {count_of(row.steps, 'step')}")
-    console.print(evaluation_table(rows))
     return rows
 
 
@@ -263,7 +296,7 @@ def data_for(model: Model, source: str | None) -> Split:
         raise UsageError(
             "this model does not say what it was trained on; name data to compare with by --data"
         )
-    pictures = model.sample_shape[0] in (1, 3)  # latents have more channels
+    pictures = len(model.sample_shape) == 3 and model.sample_shape[0] in (1, 3)  # latents have more channels
     origin = model.provenance
     if pictures and origin.pipeline and not (origin.config or origin.latent):
         size = model.sample_shape[-1]  # a teacher of pixels from elsewhere

@@ -14,7 +14,7 @@ from momatch.cli.parsing import OptionalText, RunPath, parse
 from momatch.interop.load import load_student
 from momatch.models.model import Model
 from momatch.utils.errors import RunError, UsageError
-from momatch.utils.text import count_of, first_line
+from momatch.utils.text import counts_of, first_line
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -48,7 +48,7 @@ def export(arguments: list[str], console: Console) -> None:
     with console.status(f"writing {parsed.directory}"):
         _write(model, parsed, hub or str(parsed.directory))
     console.print(
-        f"{parsed.format} folder of a student of {count_of(model.steps, 'step')}: {parsed.directory}",
+        f"{parsed.format} folder of a student of {counts_of(model.step_counts, 'step')}: {parsed.directory}",
         soft_wrap=True,
     )
     if hub:

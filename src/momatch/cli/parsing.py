@@ -17,8 +17,9 @@ from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from momatch.config import files as config_files
 from momatch.config.recipes import RECIPES, recipe
-from momatch.config.schema import DistillConfig, RunConfig, TeacherConfig
+from momatch.config.schema import DistillConfig, RunConfig, Steps, TeacherConfig
 from momatch.methods import registry
+from momatch.models.request import MAX_STUDENT_STEPS
 from momatch.utils.errors import ConfigError, UsageError
 
 Arguments = TypeVar("Arguments")
@@ -275,6 +276,20 @@ def _numbers(form: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 
 @FORMS.primitive_rule
+def _step_counts(form: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """One number of steps, or several: 8, 1,2,4,8 or 1..16."""
+    if form.type != Steps:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: step_counts(words[0]),
+        is_instance=lambda value: isinstance(value, int | tuple),
+        str_from_instance=lambda value: [",".join(map(str, [value] if isinstance(value, int) else value))],
+    )
+
+
+@FORMS.primitive_rule
 def _optional(form: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     """X | None, as tyro reads it, but what is wrong is said of X alone."""
     kinds = get_args(form.type)
@@ -294,6 +309,21 @@ def _optional(form: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         is_instance=lambda value: value is None or whole.is_instance(value),
         str_from_instance=lambda value: ["None"] if value is None else whole.str_from_instance(value),
     )
+
+
+def step_counts(word: str) -> int | tuple[int, ...]:
+    """Read "8", "1,2,4,8" or "1..16"; the bounds are the config's to check.
+
+    Raises:
+        UsageError: as `whole_number`.
+    """
+    first, dots, last = word.partition("..")
+    if dots:
+        low, high = whole_number(first), whole_number(last)
+        if not 1 <= low <= high <= MAX_STUDENT_STEPS:
+            raise UsageError(f"{word!r} is no range of 1 to {MAX_STUDENT_STEPS}; write it as 1..16")
+        return tuple(range(low, high + 1))
+    return tuple(map(whole_number, word.split(","))) if "," in word else whole_number(word)
 
 
 def integers(text: str, option: str) -> tuple[int, ...]:

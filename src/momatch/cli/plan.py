@@ -13,7 +13,7 @@ from momatch.config.schema import DistillConfig, TeacherConfig
 from momatch.training.plan import ASSUMED_OPERATIONS, Plan, outline
 from momatch.training.plan import plan as plan_of
 from momatch.utils.errors import UsageError
-from momatch.utils.text import count_of, format_bytes, format_seconds
+from momatch.utils.text import counts_of, format_bytes, format_seconds
 
 
 def plan(arguments: list[str], console: Console) -> None:
@@ -41,7 +41,7 @@ def recipes(arguments: list[str], console: Console) -> None:
         if isinstance(make, partial) and kind == "distill":
             config = make()
             assert isinstance(config, DistillConfig)
-            summary = f"{count_of(config.steps, 'step')}, {config.method.name}: {summary}"
+            summary = f"{counts_of(config.step_counts, 'step')}, {config.method.name}: {summary}"
         console.print(f"  {name:<33}{kind:<15}{summary}", soft_wrap=True)
 
 

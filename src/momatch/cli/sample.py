@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 from tyro.conf import UseAppendAction
 
-from momatch.cli.conditions import label_cond, prompt_cond
+from momatch.cli.conditions import given_cond, label_cond, prompt_cond
 from momatch.cli.parsing import (
     OptionalFloat,
     OptionalInt,
@@ -29,7 +29,10 @@ from momatch.models.model import Model
 from momatch.training import distributed
 from momatch.utils import devices
 from momatch.utils.errors import Notice, UsageError
-from momatch.utils.text import count_of
+from momatch.utils.text import count_of, counts_of
+
+DEFAULT_OUT = Path("samples.png")
+ARRAYS = (".npy", ".npz", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class SampleArguments:
         labels: classes to ask for, such as 0,1,2, taken in turn; all in turn if left out.
         prompt: a text to ask for, of a model that takes text; may be given more than once, each becomes a
             column of the grid.
+        cond: what to ask a model of vectors or trajectories for, NAME=FILE.npy, rows taken in turn; may be
+            given more than once, for each thing that it takes.
         guidance: of a teacher, w in (1 + w) g(z, c) − w g(z, ∅), one less than diffusers' guidance_scale; a
             student has its own distilled in.
         clip: of a teacher's estimates: "static" to [−1, 1], as the emoji recipes distil; "dynamic" rescales.
@@ -53,7 +58,8 @@ class SampleArguments:
         device: where the network runs: cpu, cuda, cuda:1; auto is a GPU if there is one. The same seed
             gives other samples on a GPU than on the CPU.
         out: a .png for a grid, in which small pictures are enlarged; or an .npz with images (uint8), and
-            labels or prompts.
+            labels or prompts. Of vectors a .png is a plot; .npy, .npz (x, and what was asked) and
+            .safetensors hold the numbers, and samples.npy is written if it is left out.
     """
 
     run: RunName
@@ -61,50 +67,59 @@ class SampleArguments:
     num: OptionalInt = None
     labels: OptionalText = None
     prompt: UseAppendAction[tuple[str, ...]] = ()
+    cond: UseAppendAction[tuple[str, ...]] = ()
     guidance: float = 0.0
     clip: Clip = "none"
     seed: int = 0
     eta: OptionalFloat = None
     batch_size: OptionalInt = None
     device: str = devices.AUTO
-    out: Path = Path("samples.png")
+    out: Path = DEFAULT_OUT
 
 
 def sample(arguments: list[str], console: Console) -> None:
     """`momatch sample RUN`."""
     parsed = parse(SampleArguments, arguments, "sample")
-    check_out(parsed.out, ".png", ".npz")
+    check_out(parsed.out, ".png", *ARRAYS)
     if parsed.eta is not None and not 0 <= parsed.eta <= 1:
         raise UsageError(f"--eta {parsed.eta} must lie in [0, 1]: 0 is DDIM, 1 is ancestral")
     device = devices.resolve(parsed.device)
     model = load_any(parsed.run).to(device)
+    vectors = len(model.sample_shape) != 3
+    if not vectors and parsed.out.suffix not in (".png", ".npz"):
+        raise UsageError(f"--out {parsed.out} must end in .png or .npz, since this model makes pictures")
     prompts, num = parsed.prompt, parsed.num
     num = (8 * len(prompts) or 64) if num is None else num
     if 0 < num < len(prompts):
         raise UsageError(f"--num {num} is for all prompts together, and there are {len(prompts)}")
     steps = model.steps if parsed.steps is None else parsed.steps
-    if prompts:
+    if parsed.cond and (prompts or parsed.labels is not None):
+        raise UsageError(f"--cond {parsed.cond[0]} beside --prompt or --labels: ask by one of them")
+    if parsed.cond:
+        cond = given_cond(parsed.cond, max(num, 0), model)
+    elif prompts:
         cond = prompt_cond(prompts, parsed.labels, max(num, 0), model)
     else:
         cond = label_cond(parsed.labels, max(num, 0), model)
     model.check_request(num, steps, cond, parsed.seed, parsed.batch_size)
     if parsed.guidance and cond is None and model.cond_shapes:
         raise UsageError(f"--guidance {parsed.guidance} needs something to guide to; give --prompt")
-    if model.is_student and steps != model.steps:
+    if model.is_student and steps not in model.step_counts:
         warnings.warn(
-            f"this student was made for {count_of(model.steps, 'step')}, not for {steps}; one "
+            f"this student was made for {counts_of(model.step_counts, 'step')}, not for {steps}; one "
             "distilled for that gives better results (momatch distill RECIPE --steps)",
             Notice,
             stacklevel=2,
         )
-    if model.cond_shapes and not any(prompts):
+    if model.cond_shapes and not any(prompts) and not parsed.cond:
+        by = "--cond" if vectors else "--prompt"
         warnings.warn(
-            "nothing is asked for, so the pictures are of nothing in particular; ask by --prompt",
+            f"nothing is asked for, so the samples are of nothing in particular; ask by {by}",
             Notice,
             stacklevel=2,
         )
     model = guided(model, parsed.guidance, parsed.clip)
-    decoder = decoder_of(model)
+    decoder = None if vectors else decoder_of(model)
     shared = distributed.split(model)
     images = shared.sample(num, steps, cond, parsed.seed, parsed.eta, parsed.batch_size).cpu()
     if not distributed.is_main():
@@ -112,7 +127,10 @@ def sample(arguments: list[str], console: Console) -> None:
     if not images.isfinite().all():
         raise UsageError(f"{parsed.run} gave samples that are not finite; its training has broken down")
     images = images if decoder is None else decoder(images)
-    if parsed.out.suffix == ".npz":
+    out = parsed.out.with_suffix(".npy") if vectors and parsed.out == DEFAULT_OUT else parsed.out
+    if vectors:
+        save_vectors(out, images, cond)
+    elif parsed.out.suffix == ".npz":
         save_npz(parsed.out, images, cond, [prompts[i % len(prompts)] for i in range(num)] if prompts else [])
     else:
         from momatch.evaluation.report.plots import image_grid, save_png
@@ -121,7 +139,7 @@ def sample(arguments: list[str], console: Console) -> None:
         save_png(image_grid(pictures, len(prompts) or grid_columns(num)), parsed.out)
     how = count_of(steps, "step")
     how += f", guided with w = {parsed.guidance:g}" if parsed.guidance else ""
-    console.print(f"{num} samples in {how}: {parsed.out}", soft_wrap=True)
+    console.print(f"{num} samples in {how}: {out}", soft_wrap=True)
 
 
 def guided(model: Model, scale: float, clip: Clip = "none") -> Model:
@@ -155,6 +173,26 @@ def save_npz(path: Path, samples: Tensor, cond: Cond | None, prompts: Sequence[s
         np.savez_compressed(path, images=pixels, **arrays)
     else:
         np.savez_compressed(path, latents=samples.float().numpy(), **arrays)
+
+
+def save_vectors(path: Path, samples: Tensor, cond: Cond | None) -> None:
+    """The numbers (N, …) as .npy; with what was asked as .npz or .safetensors; or a plot as .png."""
+    import numpy as np
+
+    arrays = {"x": samples.float(), **(cond or {})}
+    if path.suffix == ".png":
+        from momatch.evaluation.report.plots import vector_plot
+
+        vector_plot(samples).savefig(path, dpi=150)
+    elif path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file({name: rows.contiguous() for name, rows in arrays.items()}, path)
+    elif path.suffix == ".npz":
+        numbers: dict[str, Any] = {name: rows.numpy() for name, rows in arrays.items()}
+        np.savez(path, **numbers)
+    else:
+        np.save(path, samples.float().numpy())
 
 
 def grid_columns(num: int) -> int:

@@ -17,13 +17,14 @@ from rich.console import Console
 from momatch.cli.evaluate import measure
 from momatch.cli.parsing import base_config, parse
 from momatch.cli.progress import follow
-from momatch.config.recipes import recipe, teacher_recipe
+from momatch.config.recipes import recipe, rewarding, teacher_recipe
 from momatch.config.schema import DistillConfig, TeacherConfig
 from momatch.data.images import ImageSet
 from momatch.data.reading import Reading
 from momatch.data.sources import load_data
 from momatch.evaluation.evaluate import Candidate
 from momatch.interop.load import load_any
+from momatch.methods.reward import RewardConfig
 from momatch.models.model import Model
 from momatch.networks.configs import UViTConfig
 from momatch.training.build import distillation, teacher_of, teacher_training
@@ -60,14 +61,14 @@ def demo(arguments: list[str], console: Console) -> None:
     console.print(
         f"Teacher: {count(teacher)} parameters, trained on {len(data.train)} digits; "
         f"{len(data.heldout)} are held out.\n"
-        f"Distilling it into {config.steps} steps by alternating moment matching, "
+        f"Distilling it into {config.step_counts[-1]} steps by alternating moment matching, "
         f"{config.train.num_steps} steps of {config.train.batch_size} pictures.",
         soft_wrap=True,
     )
     finish(distillation(teacher, data, config, parsed.out), "distilling", console)
     student = load_any(parsed.out).to(teacher.device)
     console.print(f"Evaluating on {parsed.num_samples} samples each.")
-    candidates = [Candidate("teacher", teacher, (8, 64)), Candidate("student", student, (config.steps,))]
+    candidates = [Candidate("teacher", teacher, (8, 64)), Candidate("student", student, config.step_counts)]
     measure(parsed.out, candidates, data, parsed.num_samples, 0, console)
     written = write_report(parsed.out)
     out = shlex.quote(str(parsed.out))
@@ -109,6 +110,7 @@ def train_teacher(arguments: list[str], console: Console) -> None:
     finish(run, "training", console)
     out = shlex.quote(str(parsed.out))
     name = "emoji16-8" if run.model.cond_shapes else "digits-8"
+    name = "vectors-8" if data.train.space == "vectors" else name
     given = parsed.config.image_size
     size = "" if given == recipe(name).image_size else f" --image-size {given}"
     reading = "".join(f" {word}" for word in as_options(parsed.config.reading))
@@ -176,6 +178,31 @@ def distill(arguments: list[str], console: Console) -> None:
         caption = shlex.quote(data.train.captions[0])
         following = f"momatch sample {out} --prompt {caption} && momatch evaluate {out} --num 1000"
     console.print(f"Student: {parsed.out / 'student'}\nNext: {following}", soft_wrap=True)
+
+
+def reward(arguments: list[str], console: Console) -> None:
+    """`momatch reward RUN --reward NAME --out DIR`: a run of the method reward, made of a finished one."""
+    first, *others = arguments or ["--"]
+    if first in ("-h", "--help"):
+        base, others = DistillConfig(method=RewardConfig()), [first]
+    elif first.startswith("-"):
+        raise UsageError("name the finished run first: momatch reward RUN --reward NAME --out DIR")
+    else:
+        base = rewarding(Path(first))
+    words = [_long_name(word) for word in others]
+    parsed = parse(DistillArguments, words, "reward RUN", DistillArguments(tyro.MISSING, base))
+    config = parsed.config
+    teacher, data = teacher_of(config), load_data(config.data, config.image_size)
+    finish(distillation(teacher, data, config, parsed.out), "rewarding", console)
+    out = shlex.quote(str(parsed.out))
+    following = f"momatch evaluate {out} && momatch report {out}"
+    console.print(f"Student: {parsed.out / 'student'}\nNext: {following}", soft_wrap=True)
+
+
+def _long_name(word: str) -> str:
+    """--reward, --scale and --anchor are settings of the method."""
+    name = word.partition("=")[0]
+    return f"--method.{word.removeprefix('--')}" if name in ("--reward", "--scale", "--anchor") else word
 
 
 def check_teacher_is_there(config: DistillConfig) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from momatch.config.files import read
 from momatch.config.schema import (
     AdapterConfig,
     DistillConfig,
@@ -21,6 +22,7 @@ from momatch.config.schema import (
     OptimConfig,
     RunConfig,
     ScheduleConfig,
+    StoppingConfig,
     TeacherConfig,
     TrainConfig,
     WeightingConfig,
@@ -28,8 +30,10 @@ from momatch.config.schema import (
 from momatch.data.sources import available
 from momatch.methods.alternating import AlternatingConfig
 from momatch.methods.instant import InstantConfig
-from momatch.networks.configs import UNetConfig, UViTConfig
+from momatch.methods.reward import RewardConfig
+from momatch.networks.configs import MLPConfig, UNetConfig, UViTConfig
 from momatch.utils.errors import ConfigError
+from momatch.utils.run_folder import RunFolder
 
 LONGER_STEPS = WeightingConfig(delta_exponent=0.6)  # flat w; what moved students most (docs/decisions.md)
 EMOJI_DELTA_EXPONENTS = {
@@ -95,6 +99,11 @@ def digits_instant_8() -> DistillConfig:
     return digits_instant(8)
 
 
+def digits_elastic() -> DistillConfig:
+    """Digits student for 1, 2, 4 and 8 steps at once, told how many; twice the training of one for one."""
+    return replace(digits(8), steps=(1, 2, 4, 8), train=TrainConfig(num_steps=3000, batch_size=128))
+
+
 def digits_lora_8() -> DistillConfig:
     """Digits student of 8 steps as a LoRA adapter of rank 8 on the frozen teacher."""
     return replace(digits(8), adapter=AdapterConfig(rank=8), optim=OptimConfig(learning_rate=3e-3))
@@ -146,6 +155,27 @@ def fashion(size: int, steps: int) -> DistillConfig:
         method=AlternatingConfig("joint"),
         weighting=LONGER_STEPS,
         train=TrainConfig(num_steps=1000 if small else 3000, batch_size=128 if small else 256),
+        optim=OptimConfig(learning_rate=3e-4),
+    )
+
+
+def vectors_teacher() -> TeacherConfig:
+    """Teacher of vectors or trajectories in a file of arrays (docs/data.md): an MLP, 10,000 steps."""
+    return TeacherConfig(
+        network=MLPConfig(width=256, depth=4, embedding_dim=128),
+        sampling_steps=100,
+        train=TrainConfig(num_steps=10_000, batch_size=256, checkpoint_every=2000),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=200),
+    )
+
+
+def vectors(steps: int) -> DistillConfig:
+    """Student of a teacher of vectors or trajectories, alternating moment matching."""
+    return DistillConfig(
+        teacher="runs/vectors-teacher",
+        steps=steps,
+        weighting=LONGER_STEPS,
+        train=TrainConfig(num_steps=4000, batch_size=256),
         optim=OptimConfig(learning_rate=3e-4),
     )
 
@@ -281,6 +311,35 @@ def text_to_image_512(method: Literal["alternating", "instant"]) -> DistillConfi
     )
 
 
+def rewarding(run: Path) -> DistillConfig:
+    """What `momatch reward RUN` starts from: the settings of a finished run, a third of its steps at most.
+
+    The rate is a tenth of that run's: the student is to move a little.
+
+    Raises:
+        ConfigError: if there is no run that distilled in that folder.
+    """
+    config = read(RunFolder(run).config)
+    if not isinstance(config, DistillConfig):
+        raise ConfigError(f"{run} trained a teacher; give the run of a student")
+    steps = max(config.train.num_steps // 3, 1)
+    return replace(
+        config,
+        method=RewardConfig(run=str(run)),
+        source="data",
+        adapter=AdapterConfig(),
+        warm_start_steps=0,
+        stopping=StoppingConfig(),
+        keep_auxiliary=False,
+        train=replace(config.train, num_steps=steps, log_every=10),
+        optim=replace(
+            config.optim,
+            learning_rate=config.optim.learning_rate / 10,
+            warmup_steps=min(config.optim.warmup_steps, steps // 10),
+        ),
+    )
+
+
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "digits-teacher": digits_teacher,
     "digits-1": digits_1,
@@ -288,8 +347,11 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "digits-4": digits_4,
     "digits-8": digits_8,
     "digits-instant-8": digits_instant_8,
+    "digits-elastic": digits_elastic,
     "digits-lora-8": digits_lora_8,
     "diffusers-8": diffusers_8,
+    "vectors-teacher": vectors_teacher,
+    **{f"vectors-{k}": partial(vectors, k) for k in (1, 2, 4, 8)},
     "demo": demo,
     "fashion14-teacher": fashion14_teacher,
     **{f"fashion14-{k}": partial(fashion, 14, k) for k in (1, 2, 4, 8, 16)},

@@ -31,7 +31,7 @@ from momatch.methods.weighting import TimeDensity, Weighting
 from momatch.models.model import Model
 from momatch.models.request import MAX_SEED, MAX_STUDENT_STEPS
 from momatch.networks import registry
-from momatch.networks.configs import UNetConfig, UViTConfig
+from momatch.networks.configs import MLPConfig, UNetConfig, UViTConfig
 from momatch.utils.devices import AUTO
 from momatch.utils.errors import ConfigError
 from momatch.utils.settings import Remedy, require, settings, shown
@@ -48,15 +48,30 @@ Device = Annotated[str, Remedy('give its name, such as "cuda:0"', of_types=True)
 ImageSize = Annotated[int, Field(ge=0), Remedy("it must be 0 (as they are) or more")]
 
 
-def _read_network(value: Any) -> UNetConfig | UViTConfig:
+def _read_network(value: Any) -> registry.TrainableConfig:
     """A network's shape, checked; from itself or from {"family": …, …}."""
     try:
         found = registry.from_json(value) if isinstance(value, dict) else value
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if not isinstance(found, UNetConfig | UViTConfig):
-        raise ConfigError(f"network is {shown(value)}; give the shape of a unet or a uvit")
+    if not isinstance(found, registry.TrainableConfig):
+        raise ConfigError(f"network is {shown(value)}; give the shape of a unet, a uvit or an mlp")
     return registry.checked(found)
+
+
+def _read_steps(value: Any) -> int | tuple[int, ...]:
+    """K, or the several k of an elastic student in order; a list of one is one."""
+    several = isinstance(value, list | tuple | range)
+    counts = tuple(value) if several else (value,)
+    wrong = [count for count in counts if type(count) is not int or not 1 <= count <= MAX_STUDENT_STEPS]
+    if wrong or not counts:
+        also = ", or a list of such" if several else ""
+        raise ConfigError(f"steps is {shown(value)}; use 1 to {MAX_STUDENT_STEPS}{also}")
+    ordered = tuple(sorted(set(counts)))
+    return ordered[0] if len(ordered) == 1 else ordered
+
+
+Steps = int | tuple[int, ...]
 
 
 @settings("train")
@@ -348,7 +363,8 @@ class TeacherConfig:
         image_size: pictures of a folder are cut to their central square and reduced to this side; 0 takes
             them as they are.
         reading: how data are read, where their files alone do not say it.
-        network: the network's shape; image_channels and num_classes follow the data.
+        network: the network's shape; image_channels and num_classes follow the data, of an MLP dim and
+            conditions too.
         schedule: noise schedule.
         prediction: what the network's output stands for.
         cond_dropout: share of samples trained on the null label.
@@ -369,7 +385,7 @@ class TeacherConfig:
     data: str = "digits"
     image_size: ImageSize = 0
     reading: Annotated[Reading, FLAT] = field(default_factory=Reading)
-    network: Annotated[UNetConfig | UViTConfig, PlainValidator(_read_network)] = field(
+    network: Annotated[UNetConfig | UViTConfig | MLPConfig, PlainValidator(_read_network)] = field(
         default_factory=UNetConfig
     )
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -398,11 +414,15 @@ class DistillConfig:
         teacher_size: side of what a diffusers teacher makes, where its files do not say; 0 means as they say.
         scheduler: folder with the scheduler_config.json that a diffusers teacher was trained with, where its
             own has none.
+        teacher_sides: instead of that, all its sides: 48 64 of an image, 21 60 104 of a video's latents.
+        teacher_family: where the record of the class of a diffusers teacher's network is,
+            package.module:NAME, if momatch has none (docs/teachers.md).
         data: "digits", "emoji", "fashion-mnist", a folder or .npz of pictures, a folder that momatch prepare
             wrote, and what else docs/data.md names.
         image_size: as in training a teacher.
         reading: as in training a teacher.
-        steps: k, network calls of the student, 1 to 16.
+        steps: k, network calls of the student, 1 to 16. Several (1,2,4,8 or 1..16 on the command line, a list
+            in Python) make one elastic student, which is sampled with any of them.
         method: the algorithm and its own settings: `AlternatingConfig` (Algorithm 2), `InstantConfig`
             (Algorithm 3: no auxiliary network), …; in Python a name, such as "instant", will do.
         weighting: w(s) and p(s).
@@ -416,6 +436,8 @@ class DistillConfig:
             student whose schedule is not its teacher's; they count in train.num_steps.
         ema: an average of the student's weights.
         stopping: when to end early.
+        keep_auxiliary: keep the auxiliary's weights beside the student, for momatch reward, which otherwise
+            takes them from the newest checkpoint.
         train: length and rhythm; a pair of alternating updates counts as two steps. A step of Algorithm 3
             takes two minibatches of batch_size.
         optim: optimizer, the same for student and auxiliary.
@@ -429,10 +451,12 @@ class DistillConfig:
     null_label: int = -1
     teacher_size: AtLeast0 = 0
     scheduler: str = ""
+    teacher_sides: tuple[AtLeast0, ...] = ()
+    teacher_family: str = ""
     data: str = "digits"
     image_size: ImageSize = 0
     reading: Annotated[Reading, FLAT] = field(default_factory=Reading)
-    steps: Annotated[int, Field(ge=1, le=MAX_STUDENT_STEPS), Remedy(f"use 1 to {MAX_STUDENT_STEPS}")] = 8
+    steps: Annotated[Steps, PlainValidator(_read_steps)] = 8
     method: Annotated[MethodConfig, PlainValidator(registry_of_methods.read)] = field(
         default_factory=AlternatingConfig
     )
@@ -446,6 +470,7 @@ class DistillConfig:
     warm_start_steps: AtLeast0 = 0
     ema: EmaConfig = field(default_factory=EmaConfig)
     stopping: StoppingConfig = field(default_factory=StoppingConfig)
+    keep_auxiliary: bool = False
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
@@ -461,6 +486,19 @@ class DistillConfig:
             "warm_start_steps",
             self.warm_start_steps,
             f"it must be below train.num_steps, which is {self.train.num_steps}",
+        )
+        elastic = len(self.step_counts) > 1
+        require(
+            not elastic or method.elastic,
+            "steps",
+            self.steps,
+            f"method={method.name} trains a student for one number of steps: give one",
+        )
+        require(
+            not elastic or not self.adapter.rank,
+            "steps",
+            self.steps,
+            "an adapter has no place for the number of steps: give one, or leave out adapter.rank",
         )
         if stopping.active:
             require(self.monitor.every > 0, "monitor.every", 0, "a stopping rule needs looks at the samples")
@@ -483,11 +521,22 @@ class DistillConfig:
             f"leave it out with method={method.name}, which draws no z_s from a posterior",
         )
         require(
+            "auxiliary" in method.learning or not self.keep_auxiliary,
+            "keep_auxiliary",
+            self.keep_auxiliary,
+            f"method={method.name} has no auxiliary: leave it out",
+        )
+        require(
             self.source == "data" or not method.needs_data,
             "source",
             self.source,
             f"method={method.name}, as it is set, needs source=data",
         )
+
+    @property
+    def step_counts(self) -> tuple[int, ...]:
+        """The numbers of steps that the student is for, in order."""
+        return (self.steps,) if isinstance(self.steps, int) else self.steps
 
 
 RunConfig = TeacherConfig | DistillConfig

@@ -16,13 +16,15 @@ from momatch.data.captions import take_captions
 from momatch.data.rows import Rows, Shards, take
 from momatch.utils.files import fingerprint
 
+KINDS = {"pixels": "pictures", "latents": "latents", "vectors": "vectors"}  # what sentences call them
+
 
 @dataclass(frozen=True, repr=False)
 class ImageSet:
     """Pictures with labels, and with further conditions if there are any.
 
     Attributes:
-        images: (N, C, H, W) float32: pictures in [−1, 1], or latents.
+        images: (N, C, H, W) float32: pictures in [−1, 1], or latents; (N, …) vectors or trajectories.
         labels: (N,) int64 in 0 … num_classes − 1.
         num_classes: how many labels there are; 1 for pictures without classes.
         name: how tables and reports call this set.
@@ -31,7 +33,7 @@ class ImageSet:
             encoder_hidden_states.
         null_condition: the part of one sample of each condition, when nothing is asked for.
         captions: N texts, or None.
-        space: what `images` are: "pixels" or "latents".
+        space: what `images` are: "pixels", "latents" or "vectors" (whatever is no picture).
         origin: of prepared data: the pipeline and the settings that they were made with; JSON types only.
         class_names: the classes in the order of their labels; empty if they have no names.
     """
@@ -44,7 +46,7 @@ class ImageSet:
     conditions: Mapping[str, Tensor | Rows] = field(default_factory=dict)
     null_condition: Mapping[str, Tensor] = field(default_factory=dict)
     captions: Sequence[str] | None = None
-    space: Literal["pixels", "latents"] = "pixels"
+    space: Literal["pixels", "latents", "vectors"] = "pixels"
     origin: Mapping[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
 
@@ -53,7 +55,7 @@ class ImageSet:
 
     def __repr__(self) -> str:
         """One line instead of all pixels."""
-        shape, what = tuple(self.images.shape[1:]), "pictures" if self.space == "pixels" else "latents"
+        shape, what = tuple(self.images.shape[1:]), KINDS[self.space]
         asked = ", ".join([f"{self.num_classes} classes", *self.conditions])
         return f"ImageSet({self.name!r}, {len(self)} {what} of shape {shape}, {asked})"
 

@@ -26,6 +26,7 @@ from momatch.data.reading import USUAL, Reading
 from momatch.data.rows import Pixels
 from momatch.data.samples import Folder
 from momatch.data.tars import TARS, Tars, expand
+from momatch.data.vectors import is_vectors, load_vectors
 from momatch.data.zips import ZipTree
 from momatch.utils.errors import Notice
 from momatch.utils.files import as_path
@@ -56,6 +57,7 @@ def load_data(source: str | Path, image_size: int = 0, reading: Reading = USUAL)
             - a .tar or .tar.gz, a folder of them, or a pattern such as "shards/{000..012}.tar", in the manner
               of webdataset
             - a .zip of any such folder, as the tools of StyleGAN and EDM make them, read as it is
+            - an .npz or .safetensors with `x` (N, …), vectors or trajectories, and conditions by name
             - "hf:ORG/NAME[:SPLIT]", a data set of the Hugging Face hub
             - a folder that `momatch prepare` wrote: latents or pictures, with prompt embeddings
         image_size: pictures are cut to their central square and reduced to this side; 0 takes them as they
@@ -78,6 +80,12 @@ def load_data(source: str | Path, image_size: int = 0, reading: Reading = USUAL)
         return fashion.load_fashion(image_size)
     if not source.startswith(PREFIX) and is_prepared(Path(source)):
         return _split(_prepared(Path(source), image_size), source)
+    if is_vectors(Path(source)):
+        if image_size:
+            raise DataError(
+                f"image_size is {image_size}, but {source} holds vectors, no pictures; leave it out"
+            )
+        return load_vectors(Path(source))
     collection = open_collection(source, reading)
     if isinstance(collection, Idx):
         return _idx_split(collection, source, image_size, reading)

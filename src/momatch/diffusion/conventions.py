@@ -9,6 +9,7 @@ perhaps another scale of z; both are functions of λ alone:
 | `timesteps` | index of a beta, 0 … T−1 | 1                     | DDPM, Stable Diffusion, DiT  |
 | `flow`      | m·σ/(α + σ)             | 1/(α + σ)              | rectified flow: SD3, Flux    |
 | `edm`       | ¼ log(σ/α)              | 1/√(σ² + α² ς_d²)      | EDM                          |
+| `exploding` | r σ/α                   | r/α, plus c            | score SDE (VE)               |
 
 What the network's output stands for is another question: `process.Prediction`.
 """
@@ -35,12 +36,14 @@ class TimeConvention:
         options: that function's arguments, JSON types only, so that `build(name, **options)` makes it again.
         to_time: λ (B,) → the network's time (B,).
         input_scale: λ (B,) → factor (B,) between momatch's z and what the network sees; None for 1.
+        input_shift: added to that.
     """
 
     name: str
     options: dict[str, Any]
     to_time: Callable[[Tensor], Tensor]
     input_scale: Callable[[Tensor], Tensor] | None = None
+    input_shift: float = 0.0
 
 
 def logsnr() -> TimeConvention:
@@ -91,11 +94,33 @@ def edm(sigma_data: float = SIGMA_DATA) -> TimeConvention:
     return TimeConvention("edm", {"sigma_data": sigma_data}, lambda value: -value / 8, input_scale)
 
 
+def exploding(low: float = 0.0, high: float = 1.0) -> TimeConvention:
+    """A variance-exploding process: the network is told ς and sees y + ς ε, where y lies in [low, high].
+
+    momatch's x lies in [−1, 1], so y = r x + c with r = (high − low)/2 and c the middle, and ς = r σ/α.
+
+    Args:
+        low: least value of the data that the network was trained with.
+        high: greatest.
+    """
+    radius = (high - low) / 2
+
+    def to_time(value: Tensor) -> Tensor:
+        return radius * torch.exp(-value / 2)
+
+    def input_scale(value: Tensor) -> Tensor:
+        return radius / alpha_sigma(value)[0]
+
+    options = {"low": float(low), "high": float(high)}
+    return TimeConvention("exploding", options, to_time, input_scale, (low + high) / 2)
+
+
 CONVENTIONS: dict[str, Callable[..., TimeConvention]] = {
     "logsnr": logsnr,
     "timesteps": timesteps,
     "flow": flow,
     "edm": edm,
+    "exploding": exploding,
 }
 
 

@@ -71,6 +71,8 @@ class Denoiser(nn.Module):
         seen = z
         if self.time.input_scale is not None:
             seen = z * per_sample(self.time.input_scale(logsnr).to(z.dtype), z)
+        if self.time.input_shift:
+            seen = seen + self.time.input_shift
         low = self.precision == "bfloat16"
         with torch.autocast(z.device.type, torch.bfloat16) if low else nullcontext():
             output = self.network(seen, time, cond)

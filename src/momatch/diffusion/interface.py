@@ -1,6 +1,6 @@
 """What the parts of the house call each other by: a condition, a denoiser, a noising process.
 
-A discrete process (tokens) is a second class with the four methods of `Process`; neither the sampler nor a
+A discrete process (tokens) is a second class with the methods of `Process`; neither the sampler nor a
 method that draws transitions has to know which one it was given.
 """
 
@@ -24,6 +24,10 @@ class Process(Protocol):
     z and x (B, …) are floating point and of one shape (tokens: one-hot), logsnr (B,). All noise comes from
     `generator`.
     """
+
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """A sample from what a denoiser says: its estimate x itself, or tokens from their probabilities."""
+        return x
 
     def prior(self, like: Tensor, generator: Generator | None = None) -> Tensor:
         """Draw z_1, of like's shape, dtype and device."""

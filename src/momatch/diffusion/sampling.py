@@ -68,7 +68,7 @@ def ancestral(
         process: whose steps are taken.
 
     Returns:
-        (B, …) the last estimate of x, with no noise after it.
+        (B, …) the last estimate of x, with no noise after it; of a discrete process tokens drawn from it.
 
     Raises:
         ValueError: if steps is below 1 or eta neither in [0, 1] nor infinite.
@@ -76,7 +76,7 @@ def ancestral(
     x = noise
     for estimate in trajectory(denoiser, noise, steps, schedule, cond, generator, eta, process):
         x = estimate
-    return x
+    return process.draw(x, generator)
 
 
 def ddim(

@@ -9,6 +9,7 @@ and a network can be evaluated anywhere in [0, 1]. `process` itself also accepts
 | `cosine`         | −2 log tan(πt/2) + shift                      | improved DDPM, simple diffusion         |
 | `interpolated`   | (1 − t) λ_low(t) + t λ_high(t), both cosine   | simple diffusion, later moment matching |
 | `edm`            | −2 log σ(t), the ρ-grid                       | EDM                                     |
+| `geometric`      | −2 log σ(t), log σ linear                     | score SDE (VE)                          |
 | `rectified_flow` | 2 log((1 − t′)/t′), t′ shifted                | rectified flow, SD3, Flux               |
 | `tabulated`      | linear between the table's points             | DDPM, DDIM: any list of betas           |
 """
@@ -134,6 +135,26 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> 
     return NoiseSchedule("edm", dict(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho), to_logsnr, to_time)
 
 
+def geometric(sigma_min: float = 0.01, sigma_max: float = 1348.0) -> NoiseSchedule:
+    """σ(t) = σ_min (σ_max/σ_min)^t of the variance-exploding process x + σ ε.
+
+    Args:
+        sigma_min: σ(0).
+        sigma_max: σ(1).
+
+    Source: Song et al. 2021 ("Score-based generative modeling through SDEs"), appendix C.
+    """
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    first, last = -2 * math.log(sigma_min), -2 * math.log(sigma_max)
+    return NoiseSchedule(
+        "geometric",
+        {"sigma_min": sigma_min, "sigma_max": sigma_max},
+        lambda t: first + (last - first) * t,
+        lambda logsnr: (logsnr - first) / (last - first),
+    )
+
+
 def rectified_flow(
     shift: float = 1.0, logsnr_min: float = LOGSNR_MIN, logsnr_max: float = LOGSNR_MAX
 ) -> NoiseSchedule:
@@ -249,6 +270,7 @@ SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
     "cosine": cosine,
     "interpolated": interpolated,
     "edm": edm,
+    "geometric": geometric,
     "rectified_flow": rectified_flow,
     "tabulated": tabulated,
 }

@@ -31,7 +31,9 @@ def fixed_cond(model: Model, data: ImageSet, num_samples: int, num_classes: int 
             return None
         return {"label": torch.arange(num_samples) % max(num_classes or model.num_classes, 1)}
     index = fixed_rows(data, num_samples)
-    asked = {name: take(data.conditions[name], index) for name in model.cond_shapes}
+    asked = {
+        name: take(data.conditions[name], index) for name in model.cond_shapes if name in data.conditions
+    }
     if model.num_classes:
         asked["label"] = data.labels[index]
     return cast(Cond, asked)

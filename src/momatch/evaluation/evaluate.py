@@ -20,6 +20,7 @@ from momatch.data.rows import Rows, sample_of, spread, take
 from momatch.evaluation import builtin
 from momatch.evaluation.conditions import fixed_cond, fixed_rows
 from momatch.evaluation.metrics import EvaluationResult, Reference
+from momatch.evaluation.vectors import measure as measure_vectors
 from momatch.interop.autoencoder import Decoder, decoder_of, to_pictures
 from momatch.models.model import Model
 from momatch.utils.files import write_atomically
@@ -149,6 +150,8 @@ class Judge:
         if self._retrieves:
             labels = fixed_rows(self.data.heldout, num_samples) if model.cond_shapes else None
         seconds = 0.0
+        vectors = self.data.heldout.space == "vectors"
+        kept: list[Tensor] = []
 
         def samples() -> Iterator[Pair]:
             nonlocal seconds
@@ -162,10 +165,15 @@ class Judge:
                 seconds += time.monotonic() - start
                 if chunk is None:
                     return
+                if vectors:
+                    kept.append(chunk)
                 yield chunk, None if labels is None else labels[done : done + len(chunk)]
                 done += len(chunk)
 
         result = self._reference.measure(watch(samples()))
+        if vectors:
+            more = measure_vectors(torch.cat(kept), cond, self.data, self.seed)
+            result = EvaluationResult([*result.measurements, *more])
         return Row(name, steps, num_samples / seconds, result)
 
     def draw(self, path: Path, model: Model, steps: int) -> None:
@@ -174,11 +182,14 @@ class Judge:
         They are drawn anew, not taken from those that were measured: their noise is that of `momatch sample`
         with this seed, which looks at the model as a user would.
         """
-        from momatch.evaluation.report.plots import image_grid, save_png
+        from momatch.evaluation.report.plots import image_grid, save_png, vector_plot
 
         path.parent.mkdir(exist_ok=True)
         cond = fixed_cond(model, self.data.heldout, GRID_SAMPLES)
         samples = model.sample(GRID_SAMPLES, steps, cond, self.seed, batch_size=self.batch_size).cpu()
+        if self.data.heldout.space == "vectors":
+            vector_plot(samples, sample_of(self.data.heldout.images, max_rows=GRID_SAMPLES)).savefig(path)
+            return
         save_png(image_grid(to_pictures(samples, self.decoder), GRID_COLUMNS), path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from momatch.data.images import ImageSet
+from momatch.data.images import KINDS, ImageSet
 from momatch.interop.pipelines import encoders_fingerprint
 from momatch.models.model import Model
 from momatch.utils.errors import ConfigError
@@ -24,7 +24,7 @@ def check_fit(model: Model, images: ImageSet) -> None:
         ConfigError: if their shapes differ, the data have more classes, or lack a condition that the model
             takes, or have it in another shape.
     """
-    what = "pictures" if images.space == "pixels" else "latents"
+    what = KINDS[images.space]
     shape = tuple(images.images.shape[1:])
     if shape != model.sample_shape:
         raise ConfigError(
@@ -43,11 +43,17 @@ def check_fit(model: Model, images: ImageSet) -> None:
         )
     _check_encoders(model, images)
     for name, wanted in model.cond_shapes.items():
-        _check_condition(model, images, name, wanted)
+        if name in images.conditions or not isinstance(model.denoiser.null_values.get(name), float):
+            _check_condition(model, images, name, wanted)  # a number is a default, a guidance strength say
 
 
 def _check_condition(model: Model, images: ImageSet, name: str, wanted: tuple[int, ...]) -> None:
     if name not in images.conditions:
+        if images.space == "vectors":
+            raise ConfigError(
+                f"the data ({images.name}) come without {name}, which the model must be asked with; add an "
+                "array of that name to the file"
+            )
         text = model.provenance.text_encoder
         by = f"--text-encoder {text}" if text else "--teacher PIPELINE"
         raise ConfigError(

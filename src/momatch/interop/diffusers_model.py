@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import re
 import warnings
 from pathlib import Path
@@ -26,7 +25,8 @@ from momatch.interop.pipelines import AUTOENCODERS, quiet
 from momatch.models.model import Model, ModelError
 from momatch.models.provenance import Provenance
 from momatch.networks.configs import DiffusersConfig
-from momatch.networks.diffusers import FAMILIES, FLUX_GUIDANCE, DiffusersNetwork, library
+from momatch.networks.diffusers import DiffusersNetwork, family_of, library
+from momatch.networks.families.family import Family, Sides
 from momatch.utils.errors import Notice, UsageError
 from momatch.utils.text import first_line
 
@@ -34,7 +34,6 @@ from momatch.utils.text import first_line
 EXPORTED = "MomentMatchingNetwork"  # class of our own networks in an exported folder
 LEGACY = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 STEPS = 64  # network calls that such a teacher samples with unless told otherwise
-FLUX_SIZE = 128  # of FluxPipeline's latents, unless told otherwise
 CHECKPOINT_PARTS = ("unet_ema", "unet", "transformer_ema", "transformer")  # the averaged weights first
 VARIANT = re.compile(r"diffusion_pytorch_model\.([a-z]\w*)(-\d+-of-\d+)?\.safetensors")
 HUB_FILES = [
@@ -87,19 +86,21 @@ def from_hub(name: str) -> Path:
 def load(
     folder: Path,
     null_label: int | None = None,
-    size: int | None = None,
+    size: int | Sides | None = None,
     pipeline: str | None = None,
     scheduler: str | Path | None = None,
+    record: str = "",
 ) -> Model:
     """The teacher in a folder of diffusers.
 
     Args:
         folder: of a pipeline, of a model, or of a checkpoint of training.
         null_label: the label of a UNet2DModel that stands for "no class", if it was trained with one.
-        size: side of what it makes (pixels, or latents), if not what its config says.
+        size: side or sides of what it makes (pixels, or latents), if not what its config says.
         pipeline: what to call it in the provenance; the folder if None.
         scheduler: the folder whose scheduler_config.json says with what noise it was trained, if its own
             does not.
+        record: where the record of its class is, "package.module:NAME", if momatch has none.
 
     Raises:
         UsageError: if something is missing, unknown to momatch, or has to be told.
@@ -114,33 +115,42 @@ def load(
             f"{folder} is a student that momatch has exported for diffusers to open; give momatch itself the "
             "folder of the run or of the student that it was made of"
         )
-    if class_name not in FAMILIES:
-        raise UsageError(
-            f"{part} holds a {class_name}; momatch knows {', '.join(FAMILIES)}: wrap others in "
-            "momatch.Denoiser (docs/bring-your-teacher.md)"
-        )
+    family = family_of(class_name, record)
+    if null_label is not None and not family.null_label:
+        raise UsageError(f"null_label {null_label} is for a UNet2DModel with classes, not a {class_name}")
     model = _network(part, class_name)
     known = inspect.signature(type(model).__init__).parameters  # an average's config has entries of its own
     plain = {key: value for key, value in model.config.items() if key in known}
     found: dict[str, Any] = json.loads(json.dumps(plain))
-    shape = _sample_shape(class_name, found, size)
-    patch = 2 if class_name == "FluxTransformer2DModel" else found.get("patch_size") or 1
-    unit = 1000.0 if class_name == "FluxTransformer2DModel" else 1.0
+    shape = _sample_shape(family, found, size)
     trained_with = _scheduler_config(folder, part, scheduler)
-    heard = noise.read(trained_with, math.prod(side // patch for side in shape[1:]), unit)
+    tokens = family.count_tokens(found, shape)
+    heard = noise.read(trained_with, tokens, family.time_unit, family.mu, STEPS)
     if _read(_home(folder) / "model_index.json").get("requires_aesthetics_score"):
         raise UsageError(
             f"{folder} is a refiner (requires_aesthetics_score): trained on little noise alone, it cannot "
             "sample from pure noise; distil the base model"
         )
-    num_classes, cond_shapes, nulls = _conditions(class_name, found, null_label)
-    network = DiffusersConfig(class_name, found, heard.negated)
+    asked = family.asked({**found, "null_label": null_label})
+    network = DiffusersConfig(class_name, found, heard.negated != family.negated, heard.score, record)
     origin = _provenance(folder, trained_with, pipeline)
     denoiser = Denoiser(
-        DiffusersNetwork(network, model), heard.prediction, nulls, heard.time, heard.sigma_data, heard.clip
+        DiffusersNetwork(network, model),
+        heard.prediction,
+        asked.nulls,
+        heard.time,
+        heard.sigma_data,
+        heard.clip,
     )
     return Model(
-        denoiser.eval(), network, heard.schedule, shape, STEPS, num_classes, origin, cond_shapes=cond_shapes
+        denoiser.eval(),
+        network,
+        heard.schedule,
+        shape,
+        STEPS,
+        asked.num_classes,
+        origin,
+        cond_shapes=dict(asked.shapes),
     )
 
 
@@ -242,86 +252,30 @@ def _variant(part: Path) -> str | None:
     return None if None in found or not found else "fp16" if "fp16" in found else found[0]
 
 
-def _sample_shape(class_name: str, config: dict[str, Any], size: int | None) -> tuple[int, ...]:
-    """(C, H, W) of what it makes."""
-    channels, out = config["in_channels"], config.get("out_channels") or config["in_channels"]
+def _sample_shape(family: Family, config: dict[str, Any], size: int | Sides | None) -> tuple[int, ...]:
+    """(C, …) of what it makes."""
+    channels, out = family.channels(config)
     if out not in (channels, 2 * channels):
         raise UsageError(
-            f"this {class_name} takes {channels} channels and gives {out}; momatch needs one that gives what "
-            "it takes (no inpainting, no instructions)"
+            f"this {family.class_name} takes {channels} channels and gives {out}; momatch needs one that "
+            "gives what it takes (no inpainting, no instructions)"
         )
-    flux = class_name == "FluxTransformer2DModel"
-    side = size or config.get("sample_size") or (FLUX_SIZE if flux else None)
-    if side is None:
+    sides = family.sides(config) if size is None else size
+    if sides is None:
         raise UsageError(
-            f"this {class_name} does not say how large its samples are; give their side, as size=64 or "
-            "--teacher-size 64"
+            f"this {family.class_name} does not say how large its samples are; give their side, as size=64 "
+            "or --teacher-size 64"
         )
-    height, width = (side, side) if isinstance(side, int) else side
-    return (channels // 4 if flux else channels), int(height), int(width)
-
-
-def _conditions(
-    class_name: str, config: dict[str, Any], null_label: int | None
-) -> tuple[int, dict[str, tuple[int, ...]], dict[str, Any]]:
-    """Number of classes, shapes of the other conditions, and null values."""
-    if null_label is not None and class_name != "UNet2DModel":
-        raise UsageError(f"null_label {null_label} is for a UNet2DModel with classes, not a {class_name}")
-    if class_name == "UNet2DModel":
-        if config.get("time_embedding_type") == "learned":
-            raise UsageError(
-                "this UNet2DModel has time_embedding_type = learned: it knows whole timesteps alone, and "
-                "momatch asks between them"
-            )
-        return _labels(config, null_label)
-    if class_name == "DiTTransformer2DModel":
-        classes = config["num_embeds_ada_norm"]
-        return classes, {}, {"label": classes}
-    if class_name == "UNet2DConditionModel":
-        return _text_unet(config)
-    if class_name == "PixArtTransformer2DModel":
-        width = config.get("caption_channels") or config["cross_attention_dim"]
-        return 0, {"encoder_hidden_states": (-1, width), "encoder_attention_mask": (-1,)}, {}
-    shapes: dict[str, tuple[int, ...]] = {
-        "encoder_hidden_states": (-1, config["joint_attention_dim"]),
-        "pooled_projections": (config["pooled_projection_dim"],),
-    }
-    if config.get("guidance_embeds"):
-        return 0, {**shapes, "guidance": ()}, {"guidance": FLUX_GUIDANCE}
-    return 0, shapes, {}
-
-
-def _labels(
-    config: dict[str, Any], null_label: int | None
-) -> tuple[int, dict[str, tuple[int, ...]], dict[str, Any]]:
-    rows = config.get("num_class_embeds")
-    if config.get("class_embed_type") is not None:
-        raise UsageError(f"class_embed_type {config['class_embed_type']!r} is unknown; momatch knows labels")
-    if null_label is None:
-        return rows or 0, {}, {}
-    if not rows or not 0 <= null_label < rows:
-        raise UsageError(f"null_label is {null_label}, but this network has {rows or 0} labels, from 0")
-    return (rows - 1 if null_label == rows - 1 else rows), {}, {"label": null_label}
-
-
-def _text_unet(config: dict[str, Any]) -> tuple[int, dict[str, tuple[int, ...]], dict[str, Any]]:
-    for key, known in {
-        "addition_embed_type": "text_time",
-        "class_embed_type": None,
-        "encoder_hid_dim": None,
-    }.items():
-        if config.get(key) not in (None, known):
-            raise UsageError(
-                f"this UNet2DConditionModel has {key} {config[key]!r}, which momatch does not know"
-            )
-    width = config["cross_attention_dim"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "encoder_hidden_states": (-1, width if isinstance(width, int) else width[0])
-    }
-    if config.get("addition_embed_type"):
-        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-        shapes = {**shapes, "text_embeds": (pooled,), "time_ids": (6,)}
-    return config.get("num_class_embeds") or 0, shapes, {}
+    if isinstance(sides, int) and family.dims == 2:
+        sides = (sides, sides)
+    sides = (sides,) if isinstance(sides, int) else tuple(int(side) for side in sides)
+    if len(sides) != family.dims:
+        names = " ".join(("FRAMES", "HEIGHT", "WIDTH")[-family.dims :]) if family.dims > 1 else "LENGTH"
+        raise UsageError(
+            f"the samples of a {family.class_name} have {family.dims} sides, but "
+            f"{'×'.join(map(str, sides))} was given; give all of them: --teacher-sides {names}"
+        )
+    return (channels // family.packed, *sides)
 
 
 def _read(path: Path) -> dict[str, Any]:

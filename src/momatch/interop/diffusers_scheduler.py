@@ -6,10 +6,12 @@
 | FlowMatchEuler, FlowMatchHeun   | `rectified_flow` | `flow`      | flow velocity                          |
 | EDMEuler, EDMDPMSolverMultistep | `edm`            | `edm`       | epsilon: EDM's F; v_prediction: its −F |
 | Euler with continuous time      | either of both   | `edm`       | v_prediction (EDM's −F for ς_d = 1)    |
+| ScoreSdeVe                      | `geometric`      | `exploding` | the score of x + σ ε                   |
 
 The betas are read from diffusers' own object, so every way of making them counts: linear, scaled_linear,
-squaredcos_cap_v2, trained_betas, rescaled to zero terminal SNR. How a scheduler spaces and takes its steps is
-its own affair: momatch has its own sampler.
+squaredcos_cap_v2, trained_betas, rescaled to zero terminal SNR, shifted as CogVideoX's. How a scheduler
+spaces and takes its steps is its own affair (shift_terminal is its last noise level before the clean image,
+say): momatch has its own sampler.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +33,11 @@ from momatch.utils.errors import Notice, UsageError
 
 FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+VE = ("ScoreSdeVeScheduler",)
+SHIFTED = (
+    "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
+)  # their betas are those before a shift of the SNR
 PREDICTIONS: dict[str, process.Prediction] = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 KARRAS_RHO = 7.0
 GEOMETRIC_RHO = 100.0  # EDM's grid with this ρ is nearly geometric, and float32 can still compute it
@@ -45,6 +53,7 @@ class Noise:
         prediction: what its output stands for.
         sigma_data: of prediction "edm".
         negated: its output has the other sign.
+        score: its output is the score.
         clip: it keeps its estimates of x in ± this; None if it does not.
     """
 
@@ -53,16 +62,25 @@ class Noise:
     prediction: process.Prediction
     sigma_data: float = process.SIGMA_DATA
     negated: bool = False
+    score: bool = False
     clip: float | None = None
 
 
-def read(config: dict[str, Any], tokens: int, time_unit: float = 1.0) -> Noise:
+def read(
+    config: dict[str, Any],
+    tokens: int,
+    time_unit: float = 1.0,
+    mu: Callable[[int, int], float] | None = None,
+    steps: int = 0,
+) -> Noise:
     """From a scheduler_config.json.
 
     Args:
         config: its contents.
         tokens: into how many the network cuts a picture; a dynamic shift depends on it.
         time_unit: of the network's clock, in timesteps: 1000 for Flux, which counts to 1.
+        mu: (tokens, steps) → μ of a dynamic shift, where the pipeline has a rule of its own.
+        steps: that it is given.
 
     Raises:
         UsageError: if it is a scheduler or a prediction type that momatch does not know, or they do not fit.
@@ -77,9 +95,11 @@ def read(config: dict[str, Any], tokens: int, time_unit: float = 1.0) -> Noise:
         raise UsageError(f"diffusers cannot make the {name} of this scheduler_config.json: {error}") from None
     settings: dict[str, Any] = dict(scheduler.config)
     if name in FLOW or settings.get("use_flow_sigmas"):
-        return _flow(settings, tokens, time_unit)
+        return _flow(settings, tokens, time_unit, mu and mu(tokens, steps))
     if name in EDM:
         return _edm(settings)
+    if name in VE:
+        return _exploding(settings)
     if isinstance(getattr(scheduler, "betas", None), torch.Tensor):
         return _table(scheduler, settings)
     raise _unknown(name)
@@ -88,7 +108,7 @@ def read(config: dict[str, Any], tokens: int, time_unit: float = 1.0) -> Noise:
 def _unknown(name: Any) -> UsageError:
     return UsageError(
         f"unknown scheduler {name!r}; momatch reads those with betas (DDPMScheduler, DDIMScheduler, "
-        f"EulerDiscreteScheduler, …) and {', '.join(FLOW + EDM)}: wrap the network in momatch.Denoiser "
+        f"EulerDiscreteScheduler, …) and {', '.join(FLOW + EDM + VE)}: wrap the network in momatch.Denoiser "
         "instead (docs/bring-your-teacher.md)"
     )
 
@@ -97,6 +117,9 @@ def _table(scheduler: Any, settings: dict[str, Any]) -> Noise:
     kind = settings.get("prediction_type", "epsilon")
     _known(kind, PREDICTIONS)
     betas = scheduler.betas.double()
+    if type(scheduler).__name__ in SHIFTED:
+        kept = scheduler.alphas_cumprod.double()
+        betas = 1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
     survives = torch.cumprod(1 - betas, 0)[:-1]  # the last may be 0, for which some schedulers put a little
     if not torch.allclose(survives, scheduler.alphas_cumprod.double()[:-1], rtol=1e-3):
         raise UsageError(
@@ -151,31 +174,31 @@ def _clip(kind: type, settings: dict[str, Any]) -> float | None:
     return float(settings.get("clip_sample_range", 1.0)) if clips else None
 
 
-def _flow(settings: dict[str, Any], tokens: int, time_unit: float) -> Noise:
+def _flow(settings: dict[str, Any], tokens: int, time_unit: float, mu: float | None) -> Noise:
     _known(settings.get("prediction_type", "flow_prediction"), ("flow_prediction",))
-    for key in ("invert_sigmas", "shift_terminal"):
-        if settings.get(key):
-            raise UsageError(f"this scheduler has {key} = {settings[key]}, which momatch cannot read")
+    if settings.get("invert_sigmas"):
+        raise UsageError("this scheduler has invert_sigmas = True, which momatch cannot read")
     shift = settings.get("flow_shift", settings.get("shift", 1.0))
     if settings.get("use_dynamic_shifting"):
-        shift = dynamic_shift(settings, tokens)
+        shift = dynamic_shift(settings, tokens, mu)
     multiplier = settings["num_train_timesteps"] / time_unit
     # Such networks know t′ = 1, pure noise; so does their student.
     schedule = schedules.rectified_flow(float(shift), schedules.TABLE_LOGSNR_MIN)
     return Noise(schedule, conventions.flow(multiplier), "flow")
 
 
-def dynamic_shift(settings: dict[str, Any], tokens: int) -> float:
+def dynamic_shift(settings: dict[str, Any], tokens: int, mu: float | None = None) -> float:
     """The shift that diffusers' pipelines take for pictures of that many tokens.
 
     μ is linear in the number of tokens, through (base_image_seq_len, base_shift) and (max_image_seq_len,
-    max_shift); the shift is exp(μ), or μ itself where time_shift_type is "linear".
+    max_shift), unless it is given; the shift is exp(μ), or μ itself where time_shift_type is "linear".
 
     Source: `calculate_shift` of diffusers' FluxPipeline, and FlowMatchEulerDiscreteScheduler.time_shift.
     """
-    low, high = settings["base_image_seq_len"], settings["max_image_seq_len"]
-    slope = (settings["max_shift"] - settings["base_shift"]) / (high - low)
-    mu = settings["base_shift"] + slope * (tokens - low)
+    if mu is None:
+        low, high = settings["base_image_seq_len"], settings["max_image_seq_len"]
+        slope = (settings["max_shift"] - settings["base_shift"]) / (high - low)
+        mu = float(settings["base_shift"] + slope * (tokens - low))
     return mu if settings.get("time_shift_type") == "linear" else math.exp(mu)
 
 
@@ -186,6 +209,12 @@ def _edm(settings: dict[str, Any]) -> Noise:
     schedule = schedules.edm(float(settings["sigma_min"]), float(settings["sigma_max"]), float(rho))
     sigma_data = float(settings["sigma_data"])
     return Noise(schedule, conventions.edm(sigma_data), "edm", sigma_data, negated=kind == "v_prediction")
+
+
+def _exploding(settings: dict[str, Any]) -> Noise:
+    """The data of such networks lie in [0, 1]; ScoreSdeVePipeline clamps its samples to that."""
+    low, high = (2 * float(settings[f"sigma_{end}"]) for end in ("min", "max"))  # [−1, 1] is twice as wide
+    return Noise(schedules.geometric(low, high), conventions.exploding(0.0, 1.0), "eps", score=True)
 
 
 def _known(kind: Any, choices: Any) -> None:

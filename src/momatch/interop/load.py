@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +25,9 @@ BUILDER = re.compile(r"[\w.]+:\w+")
 def load_teacher(
     source: str | Path,
     null_label: int | None = None,
-    size: int | None = None,
+    size: int | Sequence[int] | None = None,
     scheduler: str | Path | None = None,
+    family: str = "",
 ) -> Model:
     """Load a teacher.
 
@@ -36,9 +38,11 @@ def load_teacher(
             Hugging Face hub, "organisation/name"; or "package.module:function", whose call gives a
             `momatch.Model`.
         null_label: the label that stands for "no class" in a diffusers UNet2DModel; it can then be guided.
-        size: side of what a diffusers teacher makes, if not what its files say.
+        size: side of what a diffusers teacher makes, if not what its files say; of videos (frames, height,
+            width). Latents count where it makes latents.
         scheduler: the folder with the scheduler_config.json that a diffusers teacher was trained with, if its
             own has none.
+        family: where the record of its network's class is, "package.module:NAME", if momatch has none.
 
     Raises:
         UsageError: if there is no usable model, its weights are not all finite, or something about it has to
@@ -51,14 +55,16 @@ def load_teacher(
     if not path.exists() and BUILDER.fullmatch(text):
         model = _built(text)
     elif path.is_dir() and not (path / "model.json").is_file() and diffusers.is_folder(path):
-        return _finite(diffusers.load(path, null_label, size, scheduler=scheduler), source)
+        return _finite(diffusers.load(path, null_label, size, None, scheduler, family), source)
     elif not path.parent.is_dir() and isinstance(source, str) and HUB_NAME.fullmatch(text):
-        found = diffusers.load(diffusers.from_hub(text), null_label, size, text, scheduler)
+        found = diffusers.load(diffusers.from_hub(text), null_label, size, text, scheduler, family)
         return _finite(found, source)
     else:
         model = _own_teacher(source)
-    if null_label is not None or size is not None or scheduler is not None:
-        raise UsageError(f"null_label, size and scheduler are for teachers of diffusers; {source} is none")
+    if null_label is not None or size is not None or scheduler is not None or family:
+        raise UsageError(
+            f"null_label, size, scheduler and family are for teachers of diffusers; {source} is none"
+        )
     return _finite(model, source)
 
 
@@ -74,7 +80,9 @@ def load_student(source: str | Path) -> Student:
     return model
 
 
-def load_any(source: str | Path, null_label: int | None = None, size: int | None = None) -> Model:
+def load_any(
+    source: str | Path, null_label: int | None = None, size: int | Sequence[int] | None = None
+) -> Model:
     """Load whatever model a run ended with, its student or its teacher; or a teacher from elsewhere.
 
     Raises:
@@ -107,8 +115,9 @@ def teacher_of_student(student: Model) -> Model:
     return load_teacher(
         student.provenance.teacher,
         null_label if null_label >= 0 else None,
-        int(config.get("teacher_size", 0)) or None,
+        config.get("teacher_sides") or int(config.get("teacher_size", 0)) or None,
         config.get("scheduler") or None,
+        config.get("teacher_family", ""),
     )
 
 

@@ -69,7 +69,7 @@ class Alternating(Method):
         with torch.no_grad():
             x_teacher = self.teacher(z_s, logsnr_s, batch.cond)
         with torch.set_grad_enabled(train_auxiliary):
-            x_auxiliary = self.auxiliary(z_s, logsnr_s, batch.cond)
+            x_auxiliary = self.auxiliary(z_s, logsnr_s, draw.cond)
         gap = x_auxiliary.detach() - x_teacher
         w = per_sample(self.weighting(logsnr_s, x_sample, x_teacher), z_s)
 
@@ -93,8 +93,11 @@ class Alternating(Method):
         return {"teacher": self.teacher}
 
     def variant(self, step: int) -> Hashable | None:
-        """Whose turn it is. Rollouts run on as many samples as the dice say: never twice the same."""
-        if self.transition.source == "rollout":
+        """Whose turn it is. Rollouts run on as many samples as the dice say: never twice the same.
+
+        Nor an elastic student's steps, whose numbers come from the host.
+        """
+        if self.transition.source == "rollout" or not isinstance(self.transition.steps, int):
             return None
         return "both" if self.update == "joint" else step % 2
 
@@ -106,18 +109,22 @@ class AlternatingConfig(MethodConfig):
     Attributes:
         update: "alternating", as the paper, or "joint" (both networks from one draw, 0.7 of the cost).
         teacher_term: factor of the auxiliary's pull towards the teacher; 1 in the paper.
+        auxiliary_steps: of an elastic student: "told" tells the auxiliary the number of steps too, so that
+            the moments of each are matched; "mixture" does not, and matches those of all together.
     """
 
     name: ClassVar[str] = "alternating"
     learning: ClassVar[tuple[str, ...]] = ("student", "auxiliary")
     headline: ClassVar[str] = "gap"
     label: ClassVar[str] = "gap ‖x_auxiliary − x_teacher‖²"
+    elastic: ClassVar[bool] = True
     caption: ClassVar[str] = (
         "How far the auxiliary model, which follows the student, is from the teacher (weighted)."
     )
 
     update: Literal["alternating", "joint"] = "alternating"
     teacher_term: Annotated[float, Field(ge=0)] = 1.0
+    auxiliary_steps: Literal["told", "mixture"] = "told"
 
     def forward_units(self, guided: bool) -> int:
         """Three forwards and the backward of what learns: 10 for a pair; joint, both backwards: 7."""
@@ -138,7 +145,7 @@ class AlternatingConfig(MethodConfig):
         return Alternating(
             context.teacher,
             context.student,
-            context.auxiliary(),
+            context.auxiliary(self.auxiliary_steps == "told"),
             context.transition,
             context.weighting,
             self.update,

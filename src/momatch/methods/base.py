@@ -202,9 +202,12 @@ class MethodConfig:
         caption: the same in a sentence or two, for the report.
         vanishing: a logged metric that falls to 0 on average as the student gets right, if there is one: a
             stopping rule can read it.
+        signed: whether the headline may be negative, and is plotted on a plain axis, not a logarithmic one.
+        elastic: whether it can train one student for several numbers of steps.
         teacher_copies: tensors in the shape of all the teacher's weights that a step holds besides.
         sampler: how its students are sampled; see `momatch.diffusion.sampling.ETAS`.
         draws_posterior: whether a setting "posterior" means anything to it.
+        full_rollouts: samples in all k steps of the student that a step makes first, for each minibatch.
     """
 
     name: ClassVar[str] = ""
@@ -214,8 +217,11 @@ class MethodConfig:
     label: ClassVar[str] = "loss"
     caption: ClassVar[str] = "The loss."
     vanishing: ClassVar[str | None] = None
+    signed: ClassVar[bool] = False
+    elastic: ClassVar[bool] = False
     teacher_copies: ClassVar[int] = 0
     draws_posterior: ClassVar[bool] = True
+    full_rollouts: ClassVar[int] = 0
 
     def forward_units(self, guided: bool) -> int:
         """Cost of a step in forward passes of one network on one minibatch; a backward pass counts as two.
@@ -239,6 +245,11 @@ class MethodConfig:
     def needs_data(self) -> bool:
         """Whether it looks at the data themselves, for which rollouts of the student cannot stand in."""
         return False
+
+    @property
+    def bounds(self) -> Mapping[str, tuple[float, str]]:
+        """Logged metrics above which there is an alarm, each with the bound, and what to do about it."""
+        return {}
 
     @property
     def learning_at_once(self) -> int:

@@ -135,7 +135,7 @@ class ConsistencyConfig(MethodConfig):
 
     def build(self, context: Context) -> Consistency:
         """The target is a copy of the student."""
-        steps = context.transition.steps
+        steps = context.steps
         networks = context.teacher, context.student
         return Consistency(
             *networks, context.schedule, steps, self.intervals, self.target_decay, context.weighting

@@ -148,9 +148,9 @@ class DistributionMatchingConfig(MethodConfig):
         return DistributionMatching(
             context.teacher,
             context.student,
-            context.auxiliary(),
+            context.auxiliary(False),
             context.schedule,
-            transition.steps,
+            context.steps,
             self.updates,
             transition.source,
             context.weighting,

@@ -136,7 +136,7 @@ class ProgressiveConfig(MethodConfig):
 
     def build(self, context: Context) -> Progressive:
         """A copy of the student holds the round before."""
-        steps = context.transition.steps
+        steps = context.steps
         networks = context.teacher, context.student
         return Progressive(
             *networks, context.schedule, steps, self.rounds, self.round_steps, context.weighting

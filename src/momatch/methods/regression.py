@@ -139,7 +139,7 @@ class RegressionConfig(MethodConfig):
 
     def build(self, context: Context) -> Regression:
         """Nothing but the two networks."""
-        networks, steps = (context.teacher, context.student), context.transition.steps
+        networks, steps = (context.teacher, context.student), context.steps
         return Regression(
             *networks, context.schedule, steps, self.teacher_steps, self.endpoint, context.weighting
         )

@@ -56,7 +56,7 @@ class Model:
         network: the network's shape, one of `momatch.networks.configs`.
         schedule: λ(t) to sample with.
         sample_shape: shape of one sample, e.g. (1, 8, 8).
-        steps: network calls that `sample` makes unless told otherwise.
+        steps: network calls that `sample` makes unless told otherwise; of an elastic student its most.
         num_classes: labels it can be asked for; 0 if it takes none.
         provenance: where it came from; may be given as a dictionary, as in model.json's "info".
         folder: where it was loaded from, or None.
@@ -132,6 +132,11 @@ class Model:
     def is_student(self) -> bool:
         """Whether it was distilled: its guidance is inside, and it samples in at most 16 steps."""
         return self.provenance.role == "student"
+
+    @property
+    def step_counts(self) -> tuple[int, ...]:
+        """The numbers of network calls it is made for: several for an elastic student."""
+        return registry.step_counts(self.network) or (self.steps,)
 
     def __repr__(self) -> str:
         """One line instead of all weights."""
@@ -211,6 +216,8 @@ class Model:
                 chunk_cond = (
                     {k: v[first : first + count].to(device) for k, v in cond.items()} if cond else None
                 )
+                if self._is_told_steps:
+                    chunk_cond = self._with_steps(chunk_cond, count, steps)
                 if batch_size is None:  # with the chunk's noise and condition in memory
                     start = self.schedule(torch.ones(1, device=device)).expand(count)
                     batch_size = batch_sizes.fitting(self.denoiser, noise, start, chunk_cond)
@@ -233,6 +240,15 @@ class Model:
             return solve(self.sampler, denoiser, noise, steps, self.schedule, cond)
         eta = ETAS[self.sampler] if eta is None else eta
         return ancestral(denoiser, noise, steps, self.schedule, cond, generator, eta)
+
+    @property
+    def _is_told_steps(self) -> bool:
+        return bool(registry.step_counts(self.network))
+
+    def _with_steps(self, cond: Cond | None, count: int, steps: int) -> Cond:
+        """What an elastic student is asked: the condition, or nothing in particular, and its steps."""
+        asked = self.denoiser.null_batch(count, self.device) if cond is None else cond
+        return {**asked, "steps": torch.full((count,), float(steps), device=self.device)}
 
     def check_request(
         self, n: int, steps: int, cond: Cond | None, seed: int = 0, batch_size: int | None = None

@@ -14,6 +14,7 @@ from momatch.data.rows import Rows
 from momatch.diffusion.denoiser import Cond
 from momatch.utils.errors import UsageError
 from momatch.utils.settings import shown
+from momatch.utils.text import counts_of
 
 if TYPE_CHECKING:
     from momatch.models.model import Model
@@ -50,7 +51,7 @@ def check_request(
     if model.is_student and steps > MAX_STUDENT_STEPS:
         raise UsageError(
             f"steps must be 1 to {MAX_STUDENT_STEPS} for a student, got {steps}; "
-            f"this one was trained for {model.steps}"
+            f"this one was trained for {counts_of(model.step_counts, 'step')}"
         )
     if eta is not None and not (isinstance(eta, Real) and (0 <= float(eta) <= 1 or eta == math.inf)):
         raise UsageError(

@@ -11,21 +11,31 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from momatch.networks.configs import CustomConfig, DiffusersConfig, MLPConfig, UNetConfig, UViTConfig
+from momatch.networks.configs import (
+    CustomConfig,
+    DiffusersConfig,
+    MLPConfig,
+    TokenTransformerConfig,
+    UNetConfig,
+    UViTConfig,
+)
 from momatch.networks.custom import build_custom
 from momatch.networks.diffusers import DiffusersNetwork
 from momatch.networks.mlp import MLP
+from momatch.networks.tokens import TokenTransformer
 from momatch.networks.unet import UNet
 from momatch.networks.uvit import UViT
 from momatch.utils.errors import ConfigError
 from momatch.utils.settings import require, sentence
 
-NetworkConfig = UNetConfig | UViTConfig | MLPConfig | DiffusersConfig | CustomConfig
+TrainableConfig = UNetConfig | UViTConfig | MLPConfig  # those that `momatch train-teacher` trains
+NetworkConfig = UNetConfig | UViTConfig | MLPConfig | TokenTransformerConfig | DiffusersConfig | CustomConfig
 
 _FAMILIES: dict[str, tuple[type, Callable[[Any], nn.Module]]] = {
     "unet": (UNetConfig, UNet),
     "uvit": (UViTConfig, UViT),
     "mlp": (MLPConfig, MLP),
+    "tokens": (TokenTransformerConfig, TokenTransformer),
     "diffusers": (DiffusersConfig, DiffusersNetwork),
     "custom": (CustomConfig, build_custom),
 }
@@ -39,8 +49,10 @@ def build(config: NetworkConfig) -> nn.Module:
     raise TypeError(f"no network belongs to {type(config).__name__}; known are {', '.join(_FAMILIES)}")
 
 
-def divisor(config: UNetConfig | UViTConfig) -> int:
+def divisor(config: TrainableConfig) -> int:
     """By what the sides of a picture must be divisible."""
+    if isinstance(config, MLPConfig):
+        return 1
     if isinstance(config, UViTConfig):
         return config.patch_size * 2 ** len(config.channels)
     return 2 ** (len(config.channels) - 1)
@@ -58,6 +70,17 @@ def with_dropout(config: NetworkConfig, rate: float) -> NetworkConfig:
     if isinstance(config, DiffusersConfig):
         return replace(config, config={**config.config, "dropout": rate})
     return replace(config, dropout=rate)  # type: ignore (the caller has asked `dropout`)
+
+
+def step_counts(config: NetworkConfig) -> tuple[int, ...]:
+    """The numbers of steps that a network of this shape is told apart; () if it is told none."""
+    return getattr(config, "step_counts", ())
+
+
+def with_step_counts(config: NetworkConfig, counts: tuple[int, ...]) -> NetworkConfig | None:
+    """The same shape, told the number of steps; None if it has no place for that."""
+    known = isinstance(config, UNetConfig | UViTConfig | MLPConfig | TokenTransformerConfig)
+    return replace(config, step_counts=counts) if known else None
 
 
 def to_json(config: NetworkConfig) -> dict[str, Any]:
@@ -93,7 +116,7 @@ def from_json(given: dict[str, Any]) -> NetworkConfig:
     return shape(**rest)
 
 
-def checked(config: UNetConfig | UViTConfig) -> UNetConfig | UViTConfig:
+def checked(config: TrainableConfig) -> TrainableConfig:
     """The shape itself, if its fields have the right types and a network can be built of it.
 
     The shapes are plain dataclasses, since exported folders carry their source; so they are checked here,
@@ -111,9 +134,18 @@ def checked(config: UNetConfig | UViTConfig) -> UNetConfig | UViTConfig:
         if isinstance(value, float):
             require(math.isfinite(value), f"network.{key}", value, "give a finite number")
     for key in ("image_channels", "num_classes", "text_dim"):
-        value = getattr(config, key, 0)
+        value = getattr(config, key, int(key == "image_channels"))
         require(value >= (key == "image_channels"), f"network.{key}", value, "it must not be negative")
-    _check_shape(config)
+    told = config.step_counts
+    require(not told, "network.step_counts", told, "leave it out: it is for students (--steps 1,2,4,8)")
+    if isinstance(config, MLPConfig):
+        for key in ("dim", "width", "depth"):
+            value = getattr(config, key)
+            require(value >= 1, f"network.{key}", value, "use 1 or more")
+        dim = config.embedding_dim
+        require(dim >= 2 and dim % 2 == 0, "network.embedding_dim", dim, "use an even number, 2 or more")
+    else:
+        _check_shape(config)
     return config
 
 

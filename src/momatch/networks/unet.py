@@ -19,7 +19,7 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         widths, n = config.channels, config.blocks_per_level
-        self.conditioning = Conditioning(config.embedding_dim, config.num_classes)
+        self.conditioning = Conditioning(config.embedding_dim, config.num_classes, config.step_counts)
         self.stem = nn.Conv2d(config.image_channels, widths[0], 3, padding=1)
 
         def level(index: int, width_in: int) -> nn.ModuleList:

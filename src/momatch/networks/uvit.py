@@ -28,7 +28,7 @@ class UViT(nn.Module):
         super().__init__()
         self.config = config
         widths, n, dim = config.channels, config.blocks_per_level, config.embedding_dim
-        self.conditioning = Conditioning(dim, config.num_classes)
+        self.conditioning = Conditioning(dim, config.num_classes, config.step_counts)
         self.text = TextInput(config.text_dim, config.width, dim) if config.text_dim else None
         top = widths[0] if widths else config.width
 
@@ -71,7 +71,7 @@ class UViT(nn.Module):
         """
         embedding = self.conditioning(logsnr, cond)
         text = seen = None
-        if self.text is not None and cond is not None:
+        if self.text is not None and cond is not None and "encoder_hidden_states" in cond:
             encoded = cond["encoder_hidden_states"]
             seen = cond.get("encoder_attention_mask", encoded.new_ones(encoded.shape[:2])).bool()
             text, summary = self.text(encoded, seen)

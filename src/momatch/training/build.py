@@ -7,6 +7,7 @@ student = distill(teacher, data, config, directory)     # start to end
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from momatch.config.schema import AdapterConfig, DistillConfig, TeacherConfig, TrainConfig, to_json
 from momatch.data.emoji import MASK, TOKENS
-from momatch.data.images import ImageSet, Split, stratified_split
+from momatch.data.images import KINDS, ImageSet, Split, stratified_split
 from momatch.data.rows import Rows
 from momatch.diffusion.denoiser import Denoiser
 from momatch.diffusion.schedules import NoiseSchedule
+from momatch.evaluation.rewards import reward_function
 from momatch.interop import compatibility as fit
 from momatch.interop.load import load_teacher
 from momatch.methods import weighting
@@ -33,11 +35,12 @@ from momatch.methods.warm_start import WarmStart
 from momatch.models.model import SECOND_MOMENTS, Model, Student
 from momatch.models.provenance import Inputs, Provenance
 from momatch.networks import registry
-from momatch.networks.configs import UViTConfig
+from momatch.networks.configs import MLPConfig, UViTConfig
 from momatch.networks.lora import AdaptedNetwork, share
 from momatch.training import checkpoint, distributed, sharding
 from momatch.training.batches import Batches, image_batches
 from momatch.training.claims import alone_in, claim
+from momatch.training.finished import finished
 from momatch.training.run import Best, Run
 from momatch.utils import devices
 from momatch.utils.errors import ConfigError
@@ -73,7 +76,7 @@ def distillation(
                 f"stopping.held_back {config.stopping.held_back} keeps {len(reference)} of {len(data.train)} "
                 "pictures; it must keep 2 or more, and hundreds to tell much"
             )
-    schedule = config.schedule.build(teacher.schedule, config.steps)
+    schedule = config.schedule.build(teacher.schedule, config.step_counts[-1])
     student, network = _student(teacher, config)
     learning = len(config.method.learning) + bool(config.ema.decay)
     sharded = sharding.wanted(config, teacher.denoiser, learning)
@@ -103,7 +106,7 @@ def distillation(
         network,
         schedule,
         teacher.sample_shape,
-        config.steps,
+        config.step_counts[-1],
         teacher.num_classes,
         origin,
         cond_shapes=teacher.cond_shapes,
@@ -133,7 +136,8 @@ def teacher_of(config: DistillConfig) -> Model:
         UsageError: if there is none, or something about it has to be told.
     """
     null_label = config.null_label if config.null_label >= 0 else None
-    return load_teacher(config.teacher, null_label, config.teacher_size or None, config.scheduler or None)
+    size = config.teacher_sides or config.teacher_size or None
+    return load_teacher(config.teacher, null_label, size, config.scheduler or None, config.teacher_family)
 
 
 def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:
@@ -144,10 +148,10 @@ def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.
     return _with_adapter(denoiser, config.adapter, config.train.seed, "student"), shape
 
 
-def _auxiliary(teacher: Model, config: DistillConfig) -> Denoiser:
-    """φ; nothing is dropped out in it."""
+def _auxiliary(teacher: Model, config: DistillConfig, told: bool) -> Denoiser:
+    """φ, told the number of steps or not; nothing is dropped out in it."""
     if not config.adapter.rank or config.adapter.auxiliary == "full":
-        return _learner(teacher, config, dropout=0.0)[0]
+        return _learner(teacher, config, dropout=0.0, told=told)[0]
     denoiser, _ = _learner(teacher, config, dropout=0.0, shared=True)
     return _with_adapter(denoiser, replace(config.adapter, dropout=0.0), config.train.seed, "auxiliary")
 
@@ -162,30 +166,59 @@ def _with_adapter(denoiser: Denoiser, adapter: AdapterConfig, seed: int, role: s
 
 
 def _learner(
-    teacher: Model, config: DistillConfig, dropout: float, shared: bool = False
+    teacher: Model, config: DistillConfig, dropout: float, shared: bool = False, told: bool = True
 ) -> tuple[Denoiser, registry.NetworkConfig]:
     """A copy of the teacher with its own rate of dropout, and its network's shape.
 
     Unguided, but kept in range where the guided teacher is. Its weights are its own and can learn; if
-    `shared`, they are the teacher's.
+    `shared`, they are the teacher's. If it is `told` and there are several numbers of steps, it has a branch
+    for them, which starts at zero.
     """
     plain = config.guidance.apply(teacher.denoiser).unwrapped
     denoiser = share(plain) if shared else copy.deepcopy(plain).requires_grad_(True)
     assert isinstance(denoiser, Denoiser)
+    counts = config.step_counts if told and len(config.step_counts) > 1 else ()
     found = registry.dropout(teacher.network)
-    if dropout == (found or 0.0):
+    if dropout == (found or 0.0) and counts == registry.step_counts(teacher.network):
         return denoiser, teacher.network
-    if found is None:
+    if dropout and found is None:
         raise ConfigError(
             f"student_dropout is {dropout}, but a network of type "
             f"{type(teacher.network).__name__} has no dropout; use student_dropout 0"
         )
-    shape = registry.with_dropout(teacher.network, dropout)
+    shape = teacher.network if found is None else registry.with_dropout(teacher.network, dropout)
+    if counts or registry.step_counts(shape):
+        shape = _elastic(shape, counts, config)
     with torch.random.fork_rng(devices=[]):
         network = registry.build(shape).to(teacher.device)
-    network.load_state_dict(denoiser.network.state_dict(keep_vars=shared), assign=shared)
+    weights = denoiser.network.state_dict(keep_vars=shared)
+    if counts:  # the branch that tells them apart is new
+        weights = {**network.state_dict(), **weights}
+    network.load_state_dict(weights, assign=shared)
     denoiser.network = network if shared else network.requires_grad_(True)
     return denoiser, shape
+
+
+def _elastic(
+    shape: registry.NetworkConfig, counts: tuple[int, ...], config: DistillConfig
+) -> registry.NetworkConfig:
+    """The shape with a branch for the number of steps.
+
+    Raises:
+        ConfigError: if it has no place for one, or the teacher has one itself.
+    """
+    if registry.step_counts(shape):
+        raise ConfigError(
+            f"teacher {config.teacher} is a student for several numbers of steps, which cannot teach; take "
+            "the teacher it had"
+        )
+    found = registry.with_step_counts(shape, counts)
+    if found is None:
+        raise ConfigError(
+            f"steps is {shown(counts)}, but a network of type {type(shape).__name__} cannot be told the "
+            "number of steps: give one"
+        )
+    return found
 
 
 def _method(
@@ -221,8 +254,10 @@ def _method(
         student=student,
         transition=transition,
         weighting=config.weighting.build_weighting(teacher.denoiser.prediction),
-        auxiliary=lambda: _auxiliary(teacher, config),
+        auxiliary=lambda told: _auxiliary(teacher, config, told),
         second_moments=second_moments,
+        finished=lambda run: finished(run, teacher),
+        reward=lambda name: reward_function(name, data, teacher.device),
         minibatch=lambda size: _batches(data, teacher, config.train.seed, size)(0),
         average=distributed.average,
         sharded=sharded,
@@ -287,14 +322,31 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
     images = data.train
     num_classes = images.num_classes if images.num_classes > 1 else 0
     shape = tuple(images.images.shape[1:])
+    if isinstance(config.network, MLPConfig) != (images.space == "vectors"):
+        vectors = images.space == "vectors"
+        raise ConfigError(
+            f"the data ({images.name}) are {KINDS[images.space]}, and network is the shape of a "
+            f"{type(config.network).__name__.removesuffix('Config')}; use "
+            + ("the recipe vectors-teacher" if vectors else "a recipe for pictures, such as digits-teacher")
+        )
     divisor = registry.divisor(config.network)
-    if any(size % divisor for size in shape[1:]):
+    if not isinstance(config.network, MLPConfig) and any(size % divisor for size in shape[1:]):
         raise ConfigError(
             f"network.channels has {len(config.network.channels)} levels, "
             f"too many for {shape[1]}×{shape[2]} pictures; each level halves them: name fewer widths"
         )
-    network_config = replace(config.network, image_channels=shape[0], num_classes=num_classes)
     conditions: Mapping[str, Tensor | Rows] = {}
+    if isinstance(config.network, MLPConfig):
+        conditions = dict(sorted(images.conditions.items()))
+        network_config = replace(
+            config.network,
+            dim=math.prod(shape),
+            num_classes=num_classes,
+            conditions=tuple(conditions),
+            cond_dim=sum(math.prod(rows.shape[1:]) for rows in conditions.values()),
+        )
+    else:
+        network_config = replace(config.network, image_channels=shape[0], num_classes=num_classes)
     if isinstance(network_config, UViTConfig) and TOKENS in images.conditions:
         network_config = replace(network_config, text_dim=images.conditions[TOKENS].shape[2])
         conditions = {name: images.conditions[name] for name in (TOKENS, MASK) if name in images.conditions}
@@ -329,7 +381,9 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         text_encoder=text_encoder,
         class_names=tuple(images.class_names),
     )
-    shapes = {name: (-1, *rows.shape[2:]) for name, rows in conditions.items()}
+    fixed = isinstance(network_config, MLPConfig)  # of text any number of tokens will do
+    shapes = {n: (*rows.shape[1:2],) if fixed else (-1,) for n, rows in conditions.items()}
+    shapes = {n: (*first, *conditions[n].shape[2:]) for n, first in shapes.items()}
     model = Model(
         denoiser,
         network_config,
@@ -373,7 +427,7 @@ def distill(
 def _encoders(images: ImageSet, teacher: Model | None = None) -> tuple[str | None, str | None]:
     """Pipeline whose autoencoder makes images of a model's samples, and text encoder of its prompts."""
     known = teacher.provenance if teacher else Provenance()
-    encoded = images.space == "latents" or images.conditions
+    encoded = images.space == "latents" or (images.conditions and images.space != "vectors")
     pipeline = known.pipeline or (images.origin.get("pipeline") if encoded else None)
     text = known.text_encoder or (None if pipeline else images.origin.get("text_encoder"))
     return pipeline, text
@@ -385,7 +439,7 @@ def _path(directory: str | Path | None) -> Path | None:
 
 def _batches(images: ImageSet, model: Model, seed: int, size: int, **sharing: int) -> Batches:
     labels = images.labels if model.num_classes else None
-    conditions = {name: images.conditions[name] for name in model.cond_shapes}
+    conditions = {name: images.conditions[name] for name in model.cond_shapes if name in images.conditions}
     return image_batches(images.images, labels, size, seed, conditions, model.device, **sharing)
 
 

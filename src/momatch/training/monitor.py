@@ -145,11 +145,15 @@ class Monitor:
     def _draw(self, samples: torch.Tensor, step: int) -> str | None:
         if self.directory is None:
             return None
-        from momatch.evaluation.report.plots import image_grid, save_png
+        from momatch.evaluation.report.plots import image_grid, save_png, vector_plot
 
         latents = self.data.space == "latents" and self.decoder is None
         name = f"samples/step-{step:08d}{'-latents' if latents else ''}.png"
         RunFolder(self.directory).samples.mkdir(parents=True, exist_ok=True)
+        if self.data.space == "vectors":
+            shown = samples[: GRID_COLUMNS * GRID_ROWS]
+            vector_plot(shown, self._images()[: len(shown)]).savefig(self.directory / name)
+            return name
         pictures = to_pictures(samples[: GRID_COLUMNS * GRID_ROWS], self.decoder)
         save_png(image_grid(pictures, GRID_COLUMNS), self.directory / name)
         return name

@@ -20,6 +20,7 @@ from momatch.data.rows import held_bytes
 from momatch.methods.base import Method, Wrapper
 from momatch.models.model import Model
 from momatch.networks import registry
+from momatch.networks.configs import MLPConfig
 from momatch.networks.lora import AdaptedNetwork
 from momatch.training.build import distillation, teacher_of, teacher_training
 from momatch.training.loop import train
@@ -167,6 +168,7 @@ def outline(config: RunConfig, teacher: TeacherConfig) -> Plan:
         teacher: the recipe of its teacher (of the run itself, if it trains one), which says how large
             networks and pictures are.
     """
+    assert not isinstance(teacher.network, MLPConfig)  # no recipe of vectors says how long they are
     shape = (teacher.network.image_channels, teacher.image_size, teacher.image_size)
     with torch.device("meta"):
         network = registry.build(teacher.network)
@@ -244,13 +246,16 @@ def _with_copies(config: RunConfig, costs: list[NetworkCost]) -> list[NetworkCos
 def forward_units(config: RunConfig) -> int:
     """Cost of a step in forward passes of one network on one batch; a backward pass counts as two.
 
-    What the method says, and (k − 1)/2 of the student's forwards for each minibatch that is rolled out.
+    What the method says, k for each sample in all steps, and (k − 1)/2 of the student's forwards for each
+    minibatch that is rolled out; of an elastic student the mean of that.
     """
     if not isinstance(config, DistillConfig):
         return config.method.forward_units(guided=False)
     rollouts = config.method.minibatches if config.source == "rollout" else 0
     units = config.method.forward_units(guided=config.guidance.scale > 0)
-    return units + math.ceil(rollouts * (config.steps - 1) / 2)
+    mean_steps = sum(config.step_counts) / len(config.step_counts)
+    whole = config.method.full_rollouts * mean_steps
+    return units + math.ceil(whole + rollouts * (mean_steps - 1) / 2)
 
 
 def network_cost(role: str, network: nn.Module, optim: OptimConfig | None = None) -> NetworkCost:
@@ -312,6 +317,8 @@ def _look_units(config: RunConfig) -> float:
     if not config.monitor.every:
         return 0.0
     steps = (
-        config.steps if isinstance(config, DistillConfig) else min(config.sampling_steps, TEACHER_LOOK_STEPS)
+        config.step_counts[-1]
+        if isinstance(config, DistillConfig)
+        else min(config.sampling_steps, TEACHER_LOOK_STEPS)
     )
     return math.ceil(config.train.num_steps / config.monitor.every) * config.monitor.num_samples * steps

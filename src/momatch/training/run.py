@@ -29,6 +29,7 @@ from momatch.models.provenance import Inputs
 from momatch.training import checkpoint, distributed, sharding
 from momatch.training.batches import Batches
 from momatch.training.claims import alone_in, check_is_free, claim
+from momatch.training.finished import keep_auxiliary
 from momatch.training.loop import Record, state_of, train
 from momatch.training.monitor import Look, Monitor
 from momatch.training.stopping import Smoothed, Stopper
@@ -148,7 +149,7 @@ class Run:
                 monitor.best = log.best_before(record.step)
                 log.replay(record.step, smoothed, stopper)
             record.metrics.update(smoothed.update(record.metrics))
-            look, alarms = None, monitor.check(record.metrics)
+            look, alarms = None, monitor.check(record.metrics) + self._exceeded(record.metrics)
             last = record.step == self.config.train.num_steps  # a run is judged by what it ends with
             if settings.every and (record.step % settings.every == 0 or last):
                 look, worse = monitor.look(record.step)
@@ -163,6 +164,14 @@ class Run:
             yield event
             if reason:
                 return
+
+    def _exceeded(self, metrics: dict[str, float]) -> list[str]:
+        """What is above a bound that the method has set."""
+        return [
+            f"{name} is {metrics[name]:.3g}, above {bound:g}; {remedy}"
+            for name, (bound, remedy) in self.config.method.bounds.items()
+            if metrics.get(name, bound) > bound
+        ]
 
     @property
     def _stopping(self) -> StoppingConfig:
@@ -189,6 +198,8 @@ class Run:
         home = folder.model("student" if distilled else "teacher")
         model.save(home)
         save_adapter(self.model, home / "lora")
+        if isinstance(self.config, DistillConfig) and self.config.keep_auxiliary:
+            keep_auxiliary(folder, self.method.trainable)
         if not distilled:
             moments = checkpoint.second_moments(folder.checkpoints, "teacher", self.config.optim.beta2)
             checkpoint.save_tensors(home / SECOND_MOMENTS, moments)

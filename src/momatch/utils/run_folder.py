@@ -5,6 +5,7 @@ metrics.jsonl         the log: a row for every logged step, and for every event 
 checkpoints/          the newest two
 best.safetensors      with a stopping rule: the best weights that a preview has seen
 second-moments.safetensors   of the teacher, where the run has estimated them
+auxiliary.safetensors if asked for: the auxiliary's weights, for momatch reward
 samples/              previews, and images of evaluations
 student/, teacher/    the finished model; student/lora/ beside merged weights
 evaluation.json, report.html
@@ -64,6 +65,11 @@ class RunFolder:
     def second_moments(self) -> Path:
         """second-moments.safetensors."""
         return self.path / SECOND_MOMENTS
+
+    @property
+    def auxiliary(self) -> Path:
+        """auxiliary.safetensors."""
+        return self.path / "auxiliary.safetensors"
 
     @property
     def samples(self) -> Path:

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def count_of(n: int, noun: str) -> str:
     """'1 step', '8 steps'."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def counts_of(numbers: Sequence[int], noun: str) -> str:
+    """'1 step', '8 steps', '1, 2 or 8 steps', '1 to 16 steps'."""
+    return count_of(numbers[0], noun) if len(numbers) == 1 else f"{alternatives(numbers)} {noun}s"
+
+
+def alternatives(numbers: Sequence[int]) -> str:
+    """'8', '1, 2 or 8'; '1 to 16' of a row of three or more."""
+    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]} to {numbers[-1]}"
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def format_seconds(seconds: float) -> str:

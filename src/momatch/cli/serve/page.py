@@ -32,6 +32,7 @@ from momatch.interop.load import load_any
 from momatch.models.request import MAX_STUDENT_STEPS
 from momatch.utils import devices
 from momatch.utils.errors import UsageError
+from momatch.utils.text import alternatives
 
 if TYPE_CHECKING:
     import gradio
@@ -230,7 +231,7 @@ def fields(choice: Choice) -> dict[str, dict[str, Any]]:
             "visible": bool(choice.labels),
         },
         "num": {"value": choice.suggested_num, "info": f"1 to {MAX_NUM}"},
-        "steps": {"value": model.steps, "info": f"network calls: {own} {model.steps}"},
+        "steps": {"value": model.steps, "info": f"network calls: {own} {alternatives(model.step_counts)}"},
         "guidance": {"value": 0, "visible": choice.can_be_guided},
         "with_teacher": {
             "value": choice.is_student,

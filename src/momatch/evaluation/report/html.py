@@ -20,7 +20,7 @@ from momatch.methods.base import MethodConfig
 from momatch.utils.errors import ConfigError, UsageError
 from momatch.utils.files import write_atomically
 from momatch.utils.run_folder import RunFolder
-from momatch.utils.text import count_of
+from momatch.utils.text import count_of, counts_of
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 BADGES = {"below": "better", "level": "undecided", "above": "worse"}
@@ -156,7 +156,7 @@ def _contents(run: ReadRun) -> dict[str, Any]:
         "badge": BADGES.get(outcome.outcome, "no verdict"),
         "unfinished": _unfinished(run),
         "problems": run.problems,
-        "columns": tables.COLUMNS,
+        "columns": tables.columns(run.rows),
         "rows": [tables.cells(row) for row in run.rows],
         "caption": tables.caption(run.rows),
         "finals": _final_pictures(run.path),
@@ -173,7 +173,15 @@ def _title(run: ReadRun) -> str:
     data = run.config.get("data", "unknown data")
     if not run.is_distillation:
         return f"Teacher for {data}"
-    return f"{run.config.get('steps', '?')}-step student for {data}"
+    counts = _step_counts(run.config)
+    kind = f"{counts[0] if counts else '?'}-step student" if len(counts) < 2 else "Elastic student"
+    return f"{kind} for {data}"
+
+
+def _step_counts(config: dict[str, Any]) -> list[int]:
+    """For how many steps a run's student is; several for an elastic one."""
+    found = config.get("steps", [])
+    return found if isinstance(found, list) else [found]
 
 
 def _facts(run: ReadRun) -> list[tuple[str, str]]:
@@ -186,7 +194,7 @@ def _facts(run: ReadRun) -> list[tuple[str, str]]:
             ("teacher", str(config.get("teacher"))),
             ("method", method.title if (method := _method(run)) else "unknown"),
         ]
-        facts += [("student", f"{count_of(config.get('steps', 0), 'network call')} a sample")]
+        facts += [("student", f"{counts_of(_step_counts(config) or [0], 'network call')} a sample")]
     facts += [
         ("data", str(config.get("data"))),
         (
@@ -206,7 +214,7 @@ def _verdict(run: ReadRun) -> Verdict:
             "none", "This run has not been evaluated yet, so there is nothing to say about its quality."
         )
     if run.is_distillation:
-        return tables.verdict(run.rows, run.config.get("steps"))
+        return tables.verdict(run.rows, max(_step_counts(run.config), default=None))
     measured = [(m.value, row, m) for row in run.rows if (m := tables.find(row, "frechet"))]
     if not measured:
         return Verdict("none", "No Fréchet distance was measured.")
@@ -280,7 +288,7 @@ def _curves(run: ReadRun) -> list[Picture]:
         ),
         (
             sum(method.headline in record for record in run.records) > 1,
-            lambda: plots.training_curve(run.records, method.headline, method.label),
+            lambda: plots.training_curve(run.records, method.headline, method.label, method.signed),
             method.caption,
         ),
         (
@@ -303,7 +311,8 @@ def _commands(run: ReadRun) -> list[tuple[str, str]]:
                 f"momatch {again} --config {folder}/config.json --out {folder}",
             )
         ]
-    steps = config.get("steps" if run.is_distillation else "sampling_steps", 8)
+    counts = _step_counts(config) or [8]
+    steps = counts[-1] if run.is_distillation else config.get("sampling_steps", 8)
     asked = "--prompt 'a red heart'" if run.takes_text else "--num 64"
     sweep = "1,2,4,8,16 --teacher-steps 8,64,256" if run.is_distillation else "8,16,64,256"
     if run.takes_text:  # a picture for each held-out caption, and nothing that takes hours

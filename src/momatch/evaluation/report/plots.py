@@ -68,21 +68,52 @@ def save_png(array: np.ndarray, path: Path) -> None:
     Image.fromarray(array).save(path, format="PNG", optimize=True)
 
 
-def training_curve(records: Sequence[Mapping[str, Any]], name: str, label: str = "") -> Figure:
-    """One number over the steps on a logarithmic axis, raw and smoothed.
+def vector_plot(samples: Tensor, real: Tensor | None = None) -> Figure:
+    """Samples that are no pictures, real ones in grey beneath.
+
+    Args:
+        samples: (N, D) vectors, drawn as points of their first two numbers, or a histogram of the only one;
+            (N, T, D) trajectories, drawn as paths through their first two numbers, or of the only one over
+            time; of other shapes as vectors.
+        real: (M, …) likewise.
+    """
+    figure, axes = _axes()
+    for rows, colour, name in ((real, INK, "data"), (samples, COLOURS["student"], "samples")):
+        if rows is None:
+            continue
+        rows = rows.detach().cpu().float()
+        if rows.ndim == 3 and rows.shape[1] > 1:
+            for i, path in enumerate(rows.numpy()):
+                x, y = (path[:, 0], path[:, 1]) if path.shape[1] > 1 else (range(len(path)), path[:, 0])
+                axes.plot(x, y, color=colour, alpha=0.5, linewidth=1, label=None if i else name)
+        elif (flat := rows.flatten(1).numpy()).shape[1] > 1:
+            axes.scatter(flat[:, 0], flat[:, 1], color=colour, alpha=0.6, s=8, label=name)
+        else:
+            axes.hist(flat[:, 0], bins=30, color=colour, alpha=0.5, density=True, label=name)
+    single = samples.ndim == 3 and samples.shape[2] == 1
+    _label(axes, "time" if single else "first number", "value" if single else "second number")
+    _legend(axes)
+    return figure
+
+
+def training_curve(
+    records: Sequence[Mapping[str, Any]], name: str, label: str = "", signed: bool = False
+) -> Figure:
+    """One number over the steps, raw and smoothed.
 
     Args:
         records: lines of metrics.jsonl that carry metrics.
-        name: which number, e.g. "gap" or "loss"; values that are not positive and finite are left out.
+        name: which number, e.g. "gap" or "loss"; values that are not finite are left out.
         label: what to call it on the axis.
+        signed: if not, values that are not positive are left out too, and the axis is logarithmic.
     """
     figure, axes = _axes()
-    steps, values = _series(records, name, positive=True)
+    steps, values = _series(records, name, positive=not signed)
     if len(steps):
         axes.plot(steps, values, color=COLOURS["student"], alpha=0.45, linewidth=1, label="as logged")
-        axes.plot(steps, smooth(values), color=COLOURS["student"], linewidth=2, label="smoothed")
+        axes.plot(steps, smooth(values, signed), color=COLOURS["student"], linewidth=2, label="smoothed")
         _legend(axes)
-    axes.set_yscale("log")
+    axes.set_yscale("linear" if signed else "log")
     _label(axes, "step", label or name)
     return figure
 
@@ -187,11 +218,12 @@ def quality_curve(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def smooth(values: np.ndarray, window: float = 0.1) -> np.ndarray:
-    """Centred geometric running mean over `window` of the series; at the ends the window shrinks."""
+def smooth(values: np.ndarray, signed: bool = False, window: float = 0.1) -> np.ndarray:
+    """Centred running mean over `window` of the series, geometric unless signed; it shrinks at the ends."""
     reach = int(len(values) * window / 2)
-    logs = np.log(values)
-    return np.exp([logs[max(0, i - reach) : i + reach + 1].mean() for i in range(len(logs))])
+    seen = values if signed else np.log(values)
+    means = np.array([seen[max(0, i - reach) : i + reach + 1].mean() for i in range(len(seen))])
+    return means if signed else np.exp(means)
 
 
 def svg(figure: Figure) -> str:

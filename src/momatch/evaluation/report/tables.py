@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from momatch.evaluation.evaluate import Row
@@ -12,6 +14,7 @@ from momatch.evaluation.metrics import Measurement
 from momatch.utils.text import count_of
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 COLUMNS = (
@@ -30,6 +33,35 @@ SHORT_COLUMNS = ("model", "steps", "FD [95 %]", "floor", "KID", "prec.", "recall
 LEGEND = (
     "FD, KID: distances to real pictures, lower is better. Floor: real training pictures. "
     "Near: distance to the nearest of these, over that of held-out pictures."
+)
+VECTOR_METRICS = (
+    "sliced_wasserstein",
+    "sliced_wasserstein_floor",
+    "energy_distance",
+    "conditional_sliced_wasserstein",
+    "conditional_energy_distance",
+    "conditional_mean_error",
+    "conditional_std_error",
+)
+VECTOR_COLUMNS = (
+    "model",
+    "steps",
+    "sliced W2",
+    "its floor",
+    "energy distance",
+    "sliced W2, x and condition",
+    "energy distance, x and condition",
+    "error of means by condition",
+    "error of standard deviations by condition",
+    "FD [95 % interval]",
+    "samples / s",
+)
+SHORT_VECTOR_COLUMNS = (
+    "model", "steps", "SW2", "floor", "energy", "SW2|c", "energy|c", "mean|c", "std|c", "FD [95 %]", "1/s"
+)  # fmt: skip
+VECTOR_LEGEND = (
+    "SW2, energy: distances to held-out rows in units of their spread, lower is better; |c: of samples "
+    "together with what was asked, or by condition. Floor: SW2 of as many training rows."
 )
 MISSING = "–"
 
@@ -89,30 +121,94 @@ def verdict(rows: Sequence[Row], steps: int | None = None) -> Verdict:
     )
 
 
-def evaluation_table(rows: Sequence[Row | Mapping[str, Any]]) -> Table:
-    """The evaluation for a terminal of 80 columns, by rich; rows as such or as evaluation.json has them."""
+def evaluation_table(rows: Sequence[Row | Mapping[str, Any]], width: int | None = 80) -> RenderableType:
+    """The evaluation for a terminal, by rich; rows as such or as evaluation.json has them. Nothing is cut.
+
+    Where it is too wide, columns without any number go, which the caption says; if it is still too wide it is
+    turned, a column for each model and step count, as many beside each other as fit.
+
+    Args:
+        rows: at least one.
+        width: of the terminal; None for output that goes elsewhere, as wide as it is.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    rows = _as_rows(rows)
+    names, lines = list(_short(rows)), [cells(row) for row in rows]
+    words = f"{caption(rows)} {_legend(rows)}"
+    table, said = _table(names, lines), ""
+    if not _fits(table, width):
+        empty = [i for i in range(len(names)) if all(line[i] == MISSING for line in lines)]
+        kept = [i for i in range(len(names)) if i not in empty]
+        said = f" Not measured, so left out: {', '.join(names[i] for i in empty)}." if empty else ""
+        names, lines = [names[i] for i in kept], [[line[i] for i in kept] for line in lines]
+        table = _table(names, lines)
+    tables = [table] if _fits(table, width) else _turned(names, lines, width)
+    return Group(*tables, Text(words + said, overflow="fold"))
+
+
+def evaluation_text(rows: Sequence[Row | Mapping[str, Any]]) -> str:
+    """The same for a file or another program: plain, and as wide as it is."""
+    from rich.console import Console
+
+    stream = io.StringIO()
+    Console(file=stream, width=10_000, color_system=None).print(evaluation_table(rows, None))
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def _table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     from rich import box
     from rich.table import Table
 
-    rows = _as_rows(rows)
-    table = Table(
-        caption=f"{caption(rows)} {LEGEND}",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=0,
-    )
-    for i, column in enumerate(SHORT_COLUMNS):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*cells(row))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    for i, name in enumerate(names):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
     return table
+
+
+def _turned(names: Sequence[str], lines: Sequence[Sequence[str]], width: int | None) -> list[Table]:
+    """Tables whose columns are the lines, as many in each as fit, one at least."""
+    found, group = [], list(lines)
+    while group:
+        for count in range(len(group), 0, -1):
+            part = group[:count]
+            heads = [f"{line[0]}, {line[1]}" for line in part]  # model and steps
+            entries = [[names[i], *(line[i] for line in part)] for i in range(2, len(names))]
+            table = _table([f"{names[0]}, {names[1]}", *heads], entries)
+            if count == 1 or _fits(table, width):
+                break
+        found.append(table)
+        group = group[count:]
+    return found
+
+
+def _fits(table: Table, width: int | None) -> bool:
+    from rich.console import Console
+
+    return width is None or Console(width=10_000).measure(table).maximum <= width
+
+
+def evaluation_csv(rows: Sequence[Row]) -> str:
+    """Every measurement of every row, one a line, under a line of names."""
+    stream = io.StringIO()
+    names = ["name", "steps", "samples_per_second", *(field.name for field in fields(Measurement))]
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        for m in row.result.to_dict()["measurements"]:
+            speed = round(row.samples_per_second, 3)
+            writer.writerow({"name": row.name, "steps": row.steps, "samples_per_second": speed, **m})
+    return stream.getvalue()
 
 
 def evaluation_markdown(rows: Sequence[Row | Mapping[str, Any]]) -> str:
     """The evaluation as a Markdown table, its caption below; rows as in `evaluation_table`."""
     rows = _as_rows(rows)
-    lines = [list(COLUMNS), ["---"] + ["--:"] * (len(COLUMNS) - 1), *(cells(row) for row in rows)]
+    names = columns(rows)
+    lines = [list(names), ["---"] + ["--:"] * (len(names) - 1), *(cells(row) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{caption(rows)}\n"
 
 
@@ -129,8 +225,36 @@ def shown_features(row: Row) -> str | None:
     return next((name for name in names if not name.startswith("pixels")), names[0] if names else None)
 
 
+def of_vectors(row: Row) -> bool:
+    """Whether the row is of samples that are no pictures."""
+    return any(m.metric == "sliced_wasserstein" for m in row.result.measurements)
+
+
+def columns(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Names of the entries of `cells`."""
+    return VECTOR_COLUMNS if any(map(of_vectors, rows)) else COLUMNS
+
+
+def _short(rows: Sequence[Row]) -> tuple[str, ...]:
+    return SHORT_VECTOR_COLUMNS if any(map(of_vectors, rows)) else SHORT_COLUMNS
+
+
+def _legend(rows: Sequence[Row]) -> str:
+    return VECTOR_LEGEND if any(map(of_vectors, rows)) else LEGEND
+
+
 def cells(row: Row) -> list[str]:
-    """A row's entries in the order of `COLUMNS`."""
+    """A row's entries in the order of `columns`."""
+    if of_vectors(row):
+        found = [find(row, metric) for metric in VECTOR_METRICS]
+        frechet = find(row, "frechet")
+        return [
+            row.name,
+            str(row.steps),
+            *(number(m.value) if m else MISSING for m in found),
+            with_interval(frechet) if frechet else MISSING,
+            number(row.samples_per_second),
+        ]
     frechet, floor, kid = (find(row, metric) for metric in ("frechet", "frechet_floor", "kid"))
     shares = [_fixed(find(row, metric), 2) for metric in ("precision", "recall")]
     return [

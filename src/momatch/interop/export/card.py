@@ -14,6 +14,7 @@ from momatch.interop.text_encoders import WHOLE
 from momatch.models.model import Model
 from momatch.networks.configs import DiffusersConfig
 from momatch.utils.run_folder import RunFolder
+from momatch.utils.text import alternatives
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 CALLS = {  # what a pipeline is called with beside the number of steps; guidance is in the student already
@@ -66,6 +67,7 @@ def render(
         name=name,
         title=Path(name).name,
         steps=model.steps,
+        counts=alternatives(model.step_counts) if len(model.step_counts) > 1 else None,
         shape=model.sample_shape,
         teacher=_short(source),
         base_model=source if from_diffusers and re.fullmatch(r"[\w.-]+/[\w.-]+", source) else None,

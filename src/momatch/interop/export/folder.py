@@ -24,7 +24,7 @@ from momatch.utils.files import write_atomically
 
 PLAIN_PIPELINE = "DDPMPipeline"  # passes noise of variance 1 to a UNet2DModel, and nothing else
 OURS = Path(__file__).with_name("moment_matching_pipeline.py")
-SIZED = ("UNet2DModel", "UNet2DConditionModel")  # pipelines make samples of what these say
+OWN_PIPELINE = ("UNet2DModel", "UNet1DModel")  # need no other parts; our pipeline calls them
 MARK = "momatch-export.json"  # names what an export wrote into a folder: a later one may replace that alone
 
 
@@ -57,7 +57,7 @@ def export_folder(model: Model, directory: Path, name: str, licence: str | None,
     network = model.network
     if not isinstance(network, DiffusersConfig | UNetConfig | UViTConfig):
         raise UsageError(
-            f"this student's network is a {type(network).__name__.removesuffix('Config')}, for which "
+            f"this student's network has the shape {type(network).__name__}, for which "
             "diffusers has no class; use --format onnx, or keep it as it is: momatch.load_student opens it"
         )
     diffusers, scheduler = import_diffusers(), noise.sampler(model)
@@ -80,6 +80,8 @@ def export_folder(model: Model, directory: Path, name: str, licence: str | None,
         null_label = model.denoiser.null_values.get("label")
         index |= {"_class_name": [kind, "MomentMatchingPipeline"], "steps": model.steps}
         index["null_label"] = null_label
+        if len(model.step_counts) > 1:
+            index["told_steps"] = True
     contents = json.dumps(index, indent=2) + "\n"
     write_atomically(directory / MODEL_INDEX, lambda path: path.write_text(contents))
     text = card.render(model, name, kind, _code(directory), licence, pipeline, run, "vae" in index)
@@ -149,8 +151,9 @@ def _pipeline_class(
 ) -> tuple[str, str]:
     """The pipeline's class (or our file's name), and the name that it gives the network."""
     encoded = pipeline is not None and any(components(pipeline).get(name) for name in AUTOENCODERS)
-    if network.class_name == "UNet2DModel" and not encoded:
-        return (PLAIN_PIPELINE if stock and not model.num_classes else OURS.stem), "unet"
+    if network.class_name in OWN_PIPELINE and not encoded:
+        plain = stock and not model.num_classes and network.class_name == "UNet2DModel"
+        return (PLAIN_PIPELINE if plain else OURS.stem), "unet"
     if pipeline is None:
         raise UsageError(
             f"a {network.class_name} needs the other parts of a pipeline (autoencoder, text encoder), and "
@@ -181,10 +184,10 @@ def _code(directory: Path) -> list[str]:
 def _save_network(model: Model, directory: Path) -> None:
     """By diffusers' own save_pretrained, its size that of the student's samples."""
     network: Any = model.denoiser.network
-    height, width = model.sample_shape[-2:]
-    size = height if height == width else [height, width]
+    sides = model.sample_shape[1:]
+    size = sides[0] if len(set(sides)) == 1 else list(sides)
     # Networks of patches have their positions from the size that they were made for.
-    if network.config.class_name in SIZED and network.model.config.sample_size != size:
+    if network.family.sized and network.model.config.sample_size != size:
         network.model.register_to_config(sample_size=size)
     network.model.save_pretrained(directory, safe_serialization=True)
 

@@ -65,6 +65,7 @@ class MomentMatchingNetwork(ModelMixin, ConfigMixin):
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
+        steps: int | None = None,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Run the network.
 
@@ -76,6 +77,7 @@ class MomentMatchingNetwork(ModelMixin, ConfigMixin):
                 the saved ones that ask for nothing.
             encoder_attention_mask: (B, L), 1 for a token and 0 for padding; None means no padding.
             return_dict: an object with `sample`, or else a tuple of it.
+            steps: network calls of the sample that is being made, for a network made for several numbers.
 
         Raises:
             ValueError: if it is given a condition that it does not take, or lacks one.
@@ -83,7 +85,8 @@ class MomentMatchingNetwork(ModelMixin, ConfigMixin):
         logsnr = torch.as_tensor(timestep, device=sample.device).to(sample.dtype).expand(len(sample))
         label = self._label(class_labels)
         text = self._text(sample, encoder_hidden_states, encoder_attention_mask)
-        output = self.network(sample, logsnr, {**label, **text} or None)
+        told = self._steps(steps, logsnr)
+        output = self.network(sample, logsnr, {**label, **text, **told} or None)
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
     def _label(self, labels: Tensor | None) -> dict[str, Tensor]:
@@ -93,6 +96,14 @@ class MomentMatchingNetwork(ModelMixin, ConfigMixin):
         if labels is not None and not classes:
             raise ValueError("this network knows no classes; leave class_labels out")
         return {} if labels is None else {"label": labels}
+
+    def _steps(self, steps: int | None, logsnr: Tensor) -> dict[str, Tensor]:
+        counts = self.network.config.step_counts
+        if not counts:
+            return {}
+        if steps is None or steps not in counts:
+            raise ValueError(f"this network must be told its steps, one of {', '.join(map(str, counts))}")
+        return {"steps": torch.full_like(logsnr, float(steps))}
 
     def _text(self, sample: Tensor, text: Tensor | None, mask: Tensor | None) -> dict[str, Tensor]:
         width = getattr(self.network.config, "text_dim", 0)

@@ -14,13 +14,14 @@ from diffusers.utils.torch_utils import randn_tensor
 
 
 class MomentMatchingPipeline(DiffusionPipeline):
-    """Noise to samples, in as many calls of the network as the student was trained for.
+    """Noise to samples, in as many calls of the network as the student was trained for (any, if several).
 
     Args:
         unet: the student's network.
         scheduler: its sampler.
-        steps: network calls that the student was trained for.
+        steps: network calls that the student was trained for; of several, the most.
         null_label: the class label that asks for nothing in particular; None if there is none.
+        told_steps: whether the network is told the number of steps, as one trained for several is.
         vae: one of diffusers' autoencoders, if samples are its latents.
     """
 
@@ -34,10 +35,11 @@ class MomentMatchingPipeline(DiffusionPipeline):
         steps: int = 1,
         null_label: Optional[int] = None,  # noqa: UP045
         vae: Optional[torch.nn.Module] = None,  # noqa: UP045
+        told_steps: bool = False,
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
-        self.register_to_config(steps=steps, null_label=null_label)
+        self.register_to_config(steps=steps, null_label=null_label, told_steps=told_steps)
 
     @torch.no_grad()
     def __call__(
@@ -87,6 +89,8 @@ class MomentMatchingPipeline(DiffusionPipeline):
         condition = self._condition(class_labels, len(latents), device)
         condition |= {name: rows.to(device) for name, rows in text.items() if rows is not None}
         self.scheduler.set_timesteps(num_inference_steps or self._settings.steps, device=device)
+        if self._settings.told_steps:
+            condition["steps"] = len(self.scheduler.timesteps)
         z = latents.to(device) * self.scheduler.init_noise_sigma
         progress_bar: Any = self.progress_bar
         for t in progress_bar(self.scheduler.timesteps):
@@ -106,6 +110,8 @@ class MomentMatchingPipeline(DiffusionPipeline):
         """Shape of one sample."""
         config = self.unet.config
         size = config.sample_size
+        if type(self.unet).__name__ == "UNet1DModel":
+            return (config.in_channels, size)
         return (config.in_channels, *((size, size) if isinstance(size, int) else size))
 
     def _condition(self, labels: torch.Tensor | None, size: int, device: torch.device) -> dict[str, Any]:

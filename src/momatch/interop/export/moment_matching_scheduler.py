@@ -39,14 +39,17 @@ class MomentMatchingScheduler(SchedulerMixin, ConfigMixin):
     Args:
         logsnrs: log(α²/σ²) at each of the k network calls, the noisiest first.
         native_timesteps: what the network is told at each of them.
-        prediction_type: what the network returns: "x", "eps", "v", "flow" (ε − x), "edm", or "-edm": EDM's
-            with the other sign.
+        prediction_type: what the network returns: "x", "eps", "v", "flow" (ε − x), "edm", "score" (−ε over
+            its timestep), or "-" and one of them: that with the other sign.
         space: what the pipeline's sample is: "vp" α x + σ ε with α² + σ² = 1, "flow" (1 − t) x + t ε, or
-            "edm" x + ς ε.
+            "edm" x + ς ε; "ve" is "vp", but the network sees x + ς ε, x in data_range.
         sigma_data: of EDM's preconditioning.
         clip: x̃ is kept in ± this; None does not clip.
+        data_range: of the data that a network of "ve" was trained with; the sample's is [−1, 1].
         num_train_timesteps: for pipelines that ask.
         use_dynamic_shifting: for pipelines that ask; the grid is fixed.
+        other_grids: of a student made for several numbers of steps: [logsnrs, native_timesteps] for each of
+            its other numbers.
     """
 
     order = 1
@@ -62,8 +65,13 @@ class MomentMatchingScheduler(SchedulerMixin, ConfigMixin):
         clip: float | None = None,
         num_train_timesteps: int = 1000,
         use_dynamic_shifting: bool = False,
+        other_grids: list[list[list[float]]] | None = None,
+        data_range: list[float] = (-1.0, 1.0),  # type: ignore
     ):
         self.set_timesteps()
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """For pipelines that call it; a sample always begins at the first noise level."""
 
     def set_timesteps(
         self,
@@ -76,7 +84,7 @@ class MomentMatchingScheduler(SchedulerMixin, ConfigMixin):
         """Begin a sample on the student's own grid.
 
         Args:
-            num_inference_steps: None, or the student's own k.
+            num_inference_steps: None, or the student's own k; any of them, if it is made for several.
             device: of the timesteps.
             timesteps: refused: the grid is part of the student.
             sigmas: what some pipelines pass; only their number is looked at.
@@ -85,18 +93,24 @@ class MomentMatchingScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: if another number of steps is asked for, or another grid.
         """
+        grids = [[self.config["logsnrs"], self.config["native_timesteps"]]]
+        grids += self.config.get("other_grids") or []
+        known = {len(logsnrs): (logsnrs, times) for logsnrs, times in grids}
         own = len(self.config["logsnrs"])
         asked = len(sigmas) if sigmas is not None else own
         asked = num_inference_steps if num_inference_steps is not None else asked
-        if asked != own or timesteps is not None:
+        if asked not in known or timesteps is not None:
             what = "timesteps of its own" if timesteps is not None else f"{asked} steps"
+            *first, last = map(str, sorted(known))
+            counts = f"{', '.join(first)} or {last}" if first else last
             raise ValueError(
-                f"this student was distilled for {own} steps and was asked for {what}; "
+                f"this student was distilled for {counts} steps and was asked for {what}; "
                 f"call the pipeline with num_inference_steps={own}"
             )
-        self.num_inference_steps = own
-        self.timesteps = torch.tensor(self.config["native_timesteps"], dtype=torch.float32, device=device)
-        ratios = [math.exp(-value / 2) for value in self.config["logsnrs"]] + [0.0]
+        self.num_inference_steps = asked
+        self._logsnrs, times = known[asked]
+        self.timesteps = torch.tensor(times, dtype=torch.float32, device=device)
+        ratios = [math.exp(-value / 2) for value in self._logsnrs] + [0.0]
         self.sigmas = torch.tensor(ratios, dtype=torch.float32)
         self._step_index: int | None = None
 
@@ -107,9 +121,12 @@ class MomentMatchingScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """What the network sees of the sample (B, …)."""
-        if self.config["space"] != "edm":
+        if self.config["space"] not in ("edm", "ve"):
             return sample
         alpha, sigma = self._alpha_sigma(self._index(timestep))
+        if self.config["space"] == "ve":
+            low, high = self.config["data_range"]
+            return sample * ((high - low) / 2 / alpha) + (low + high) / 2
         return sample / math.sqrt((sigma / alpha) ** 2 + self.config["sigma_data"] ** 2)
 
     def step(
@@ -136,7 +153,7 @@ class MomentMatchingScheduler(SchedulerMixin, ConfigMixin):
             model_output = model_output[:, : sample.shape[1]]
         x = self._estimate(model_output.float(), z, index)
         after = x
-        if index + 1 < len(self.config["logsnrs"]):
+        if index + 1 < len(self._logsnrs):
             mean_z, mean_x, std = self._posterior(index)
             noise = randn_tensor(
                 model_output.shape, generator=generator, device=model_output.device, dtype=torch.float32
@@ -157,20 +174,22 @@ class MomentMatchingScheduler(SchedulerMixin, ConfigMixin):
         return self._step_index
 
     def _alpha_sigma(self, index: int) -> tuple[float, float]:
-        value = self.config["logsnrs"][index]
+        value = self._logsnrs[index]
         return 1 / math.sqrt(1 + math.exp(-value)), 1 / math.sqrt(1 + math.exp(value))
 
     def _scale(self, index: int) -> float:
         """The pipeline's sample is this times α x + σ ε."""
         alpha, sigma = self._alpha_sigma(index)
-        return {"vp": 1.0, "flow": 1 / (alpha + sigma), "edm": 1 / alpha}[self.config["space"]]
+        return {"vp": 1.0, "ve": 1.0, "flow": 1 / (alpha + sigma), "edm": 1 / alpha}[self.config["space"]]
 
     def _estimate(self, output: torch.Tensor, z: torch.Tensor, index: int) -> torch.Tensor:
         """x̃ from what the network returned."""
         alpha, sigma = self._alpha_sigma(index)
         kind, data = self.config["prediction_type"], self.config["sigma_data"]
-        if kind == "-edm":
-            kind, output = "edm", -output
+        if kind.startswith("-"):
+            kind, output = kind[1:], -output
+        if kind == "score":
+            kind, output = "eps", -self.config["native_timesteps"][index] * output
         total = sigma**2 + (alpha * data) ** 2
         x = {
             "x": lambda: output,
@@ -184,6 +203,6 @@ class MomentMatchingScheduler(SchedulerMixin, ConfigMixin):
     def _posterior(self, index: int) -> tuple[float, float, float]:
         """Of q(z_s | z_t, x) = N(a z_t + b x, c²): a = √r σ_s/σ_t, b = (1 − r) α_s, c² = (1 − r) σ_s²."""
         (alpha_s, sigma_s), (_, sigma_t) = self._alpha_sigma(index + 1), self._alpha_sigma(index)
-        log_r = min(self.config["logsnrs"][index] - self.config["logsnrs"][index + 1], 0.0)
+        log_r = min(self._logsnrs[index] - self._logsnrs[index + 1], 0.0)
         rest = -math.expm1(log_r)
         return math.exp(log_r / 2) * sigma_s / sigma_t, rest * alpha_s, math.sqrt(rest) * sigma_s

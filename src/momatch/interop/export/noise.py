@@ -8,9 +8,11 @@ from typing import Any
 
 from momatch.diffusion.sampling import time_grid
 from momatch.models.model import Model
+from momatch.networks.configs import DiffusersConfig
+from momatch.networks.diffusers import family_of
 
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x": "sample"}
-SPACES = {"timesteps": "vp", "logsnr": "vp", "flow": "flow", "edm": "edm"}
+SPACES = {"timesteps": "vp", "logsnr": "vp", "flow": "flow", "edm": "edm", "exploding": "ve"}
 OURS = Path(__file__).with_name("moment_matching_scheduler.py")
 
 
@@ -57,19 +59,32 @@ def moment_matching(model: Model) -> Any:
     """`MomentMatchingScheduler` on the student's own noise levels."""
     from momatch.interop.export.moment_matching_scheduler import MomentMatchingScheduler
 
-    logsnr = model.schedule(time_grid(model.steps))[:-1]
-    times = model.denoiser.time.to_time(logsnr)
-    if getattr(model.network, "class_name", "") == "FluxTransformer2DModel":
-        times = 1000 * times  # FluxPipeline divides by it
-    sign = "-" if getattr(model.network, "negated", False) else ""
+    prediction, data_range, unit = str(model.denoiser.prediction), [-1.0, 1.0], 1.0
+    if isinstance(model.network, DiffusersConfig):
+        family = family_of(model.network.class_name, model.network.record)
+        unit = family.time_unit  # its pipeline divides by it
+        if model.network.negated != family.negated:  # its pipeline sees to the network's own sign
+            prediction = f"-{prediction}"
+        if model.network.score:
+            prediction, data_range = "score", list(model.denoiser.time.options.values())
+    (logsnrs, times), *others = (_grid(model, k, unit) for k in sorted(model.step_counts, reverse=True))
     return MomentMatchingScheduler(
-        logsnrs=logsnr.tolist(),
-        native_timesteps=times.tolist(),
-        prediction_type=sign + model.denoiser.prediction,
+        logsnrs=logsnrs,
+        native_timesteps=times,
+        prediction_type=prediction,
         space=SPACES[model.denoiser.time.name],
+        data_range=data_range,
         sigma_data=model.denoiser.sigma_data,
         clip=model.denoiser.clip,
+        other_grids=[list(grid) for grid in others] or None,
     )
+
+
+def _grid(model: Model, steps: int, unit: float) -> tuple[list[float], list[float]]:
+    """logSNR, and what the network is told times `unit`, at each of so many calls."""
+    logsnr = model.schedule(time_grid(steps))[:-1]
+    times = unit * model.denoiser.time.to_time(logsnr)
+    return logsnr.tolist(), times.tolist()
 
 
 def is_stock(scheduler: Any) -> bool:

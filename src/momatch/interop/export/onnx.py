@@ -1,7 +1,8 @@
 """One network call of a student as ONNX, and its sampler as numbers.
 
 DIR/
-  model.onnx      (z, logsnr, time, conditions) → x: the whole denoiser, its scale included
+  model.onnx      (z, logsnr, time, conditions) → x: the whole denoiser, its scale included; also told its
+                  steps, if it is made for several numbers
   sampler.json    logSNR and network's time of each call, and the coefficients of the steps between
 
 Sampling, in any language: z is noise; for every call, x = model(z, logsnr, time); if it was not the last,
@@ -106,24 +107,37 @@ def _sigmoid() -> Any:
 
 
 def sampler(model: Model) -> dict[str, Any]:
-    """What a sampling loop has to know; JSON types only. Step i lies between calls i and i + 1."""
-    logsnr = model.schedule(time_grid(model.steps))
-    of_z, of_x, std = (c[:-1].tolist() for c in step_coefficients(logsnr[1:], logsnr[:-1], eta=1.0))
-    steps = [
-        {"z_coefficient": a, "x_coefficient": b, "noise_std": c}
-        for a, b, c in zip(of_z, of_x, std, strict=True)
-    ]
+    """What a sampling loop has to know; JSON types only. Step i lies between calls i and i + 1.
+
+    The network of a student made for several numbers of steps has an input "steps"; the grids of the other
+    numbers are "other_grids".
+    """
     nulls = {k: v for k, v in model.denoiser.null_values.items() if not isinstance(v, Tensor)}
+    others = [_grid(model, k) for k in model.step_counts if k != model.steps]
     return {
-        "steps": model.steps,
+        **_grid(model, model.steps),
         "sample_shape": list(model.sample_shape),
         "num_classes": model.num_classes,
         "conditions": {name: list(shape) for name, shape in model.cond_shapes.items()},
         "null_values": nulls,
         "text_encoder": model.provenance.encoder,
+        **({"other_grids": others} if others else {}),
+    }
+
+
+def _grid(model: Model, steps: int) -> dict[str, Any]:
+    """Noise levels of so many calls, and the coefficients of the steps between them."""
+    logsnr = model.schedule(time_grid(steps))
+    of_z, of_x, std = (c[:-1].tolist() for c in step_coefficients(logsnr[1:], logsnr[:-1], eta=1.0))
+    between = [
+        {"z_coefficient": a, "x_coefficient": b, "noise_std": c}
+        for a, b, c in zip(of_z, of_x, std, strict=True)
+    ]
+    return {
+        "steps": steps,
         "logsnr": logsnr[:-1].tolist(),
         "time": model.denoiser.time.to_time(logsnr[:-1]).tolist(),
-        "between": steps,
+        "between": between,
     }
 
 
@@ -150,6 +164,10 @@ def _inputs(model: Model) -> tuple[list[str], tuple[Tensor, ...], tuple[dict[int
     if model.num_classes:
         names.append("label")
         inputs.append(torch.zeros(EXAMPLE_BATCH, dtype=torch.int64))
+        shapes.append({0: batch})
+    if len(model.step_counts) > 1:
+        names.append("steps")
+        inputs.append(torch.ones(EXAMPLE_BATCH))
         shapes.append({0: batch})
     for name, shape in model.cond_shapes.items():
         names.append(name)
