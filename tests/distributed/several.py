@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import sys
@@ -15,7 +16,10 @@ import torch
 from momatch.cli import main as momatch
 from momatch.training import distributed
 
-torch.optim.Adam([torch.zeros(1)])  # imports torch._dynamo, for seconds: here once, not in every process
+# What takes seconds to import is imported here once, not in every process.
+torch.optim.Adam([torch.zeros(1)])  # torch._dynamo
+for module in ("torch.distributed.fsdp", "momatch.cli.train", "momatch.cli.evaluate"):
+    importlib.import_module(module)
 
 
 def in_processes(

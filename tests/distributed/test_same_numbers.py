@@ -20,6 +20,7 @@ from momatch.config.schema import (
     TrainConfig,
 )
 from momatch.interop.load import load_any
+from momatch.methods import registry
 from momatch.networks.configs import UNetConfig
 from momatch.training import sharding
 from momatch.training.build import distillation, teacher_training
@@ -30,12 +31,14 @@ MONITOR = MonitorConfig(every=3, num_samples=100)
 CONFIG = DistillConfig(steps=4, train=TRAIN, monitor=MONITOR, optim=OptimConfig(learning_rate=1e-3))
 UNET = UNetConfig(channels=(8, 16), attention_levels=(1,), embedding_dim=16)
 INSTANT = InstantConfig(product="difference", lambda_steps=4)
+FIRST = ("alternating", "instant")
 RUNS = {
     "alternating": replace(CONFIG, ema=EmaConfig(0.9)),
     "joint": replace(CONFIG, method=AlternatingConfig("joint")),
     "instant": replace(CONFIG, method=INSTANT),
     "centred after a warm start": replace(CONFIG, method=replace(INSTANT, centre=True), warm_start_steps=2),
     "rollouts": replace(CONFIG, source="rollout", train=replace(TRAIN, noise_slices=4)),
+    **{name: replace(CONFIG, method=registry.read(name)) for name in registry.names() if name not in FIRST},
     "teacher": TeacherConfig(network=UNET, train=TRAIN, monitor=MONITOR),
 }
 
@@ -115,11 +118,9 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["alternating", "joint", "instant", "teacher"])
+@pytest.mark.parametrize("name", ["alternating", "joint", "instant", "consistency", "teacher"])
 def test_networks_cut_over_processes_train_as_whole_ones(name, tmp_path):
     """FSDP2 on 2 processes, the same run on 4 of two machines (hybrid sharding), and on one to its end."""
-    import torch.distributed.fsdp  # noqa: F401 (for seconds: here once, not in every process)
-
     config = replace(RUNS[name], train=replace(TRAIN, num_steps=8), parallel="fsdp")
     (wanted,) = in_processes(1, tmp_path / "1", lambda: trained(config, tmp_path / "one"))
     check_numbers(in_processes(2, tmp_path / "2", lambda: trained(config, tmp_path / "cut", 2)), wanted)

@@ -12,7 +12,7 @@ from momatch.diffusion.denoiser import Denoiser
 from momatch.methods.base import Batch, Method, Update, Wrapper
 
 
-def _by_kind(decay: float) -> Callable[[Any, Any, Any], None]:
+def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
     """Torch's moving average, of lists with weights cut over processes beside buffers that are not."""
     move = get_ema_multi_avg_fn(decay)
 
@@ -38,7 +38,7 @@ class Averaged(Wrapper):
         super().__init__(method)
         self.role = role
         student = method.trainable[role]
-        self.average = AveragedModel(student, multi_avg_fn=_by_kind(decay), use_buffers=True)
+        self.average = AveragedModel(student, multi_avg_fn=moving_average(decay), use_buffers=True)
         self.average.eval().requires_grad_(False)
 
     @property

@@ -18,12 +18,13 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from momatch.diffusion.denoiser import Denoiser
 from momatch.diffusion.process import GAUSSIAN, ddim_estimate, ddim_step
 from momatch.diffusion.sampling import SamplerName
 from momatch.diffusion.schedules import NoiseSchedule
+from momatch.methods.average import moving_average
 from momatch.methods.base import Batch, Method, MethodConfig, Update, per_sample, sample_statistics
 from momatch.methods.context import Context
 from momatch.methods.weighting import Weighting, flat
@@ -55,9 +56,7 @@ class Consistency(Method):
     ):
         self.teacher = teacher.eval().requires_grad_(False)
         self.student = student
-        self.target = AveragedModel(
-            student, multi_avg_fn=get_ema_multi_avg_fn(target_decay), use_buffers=True
-        )
+        self.target = AveragedModel(student, multi_avg_fn=moving_average(target_decay), use_buffers=True)
         self.target.eval().requires_grad_(False)
         self.schedule, self.steps, self.intervals = schedule, steps, intervals
         self.weighting = weighting or flat()

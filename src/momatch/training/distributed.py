@@ -107,6 +107,11 @@ def _say_once(store: Store, sentence: str, again: bool = True) -> None:
     """Keep this process from printing what another one prints; `again`: only if it is the same sentence."""
     try:
         first = store.compare_set("sentence", "", f"{rank()} {sentence}").decode()
+        heard = store.add("heard", 1)
+        deadline = time.monotonic() + SECONDS_TO_REPORT
+        while is_main() and heard < size() and time.monotonic() < deadline:  # it may keep the store for all
+            time.sleep(0.01)
+            heard = store.add("heard", 0)
     except RuntimeError:  # gone with the process that kept it
         return
     who, _, told = first.partition(" ")
