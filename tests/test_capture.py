@@ -289,3 +289,43 @@ def test_compiled_networks_train_to_the_same_weights(name, monkeypatch):
     expected, _ = eager(METHODS[name](), steps=6)
     for key, value in state(method).items():
         torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["alternating", "joint", "guided", "denoising", "average"])
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_minibatch_in_parts_gives_the_gradients_of_the_whole(name, parts):
+    """Gradients of one step, to rounding: Adam would turn a rounding error near 0 into a whole step."""
+    gradients, seen = [], []
+    for count in (1, parts):
+        method = METHODS[name]()
+        optimizers = {
+            role: Optimizer(net, replace(OPTIM, clip_norm=1e9)) for role, net in method.trainable.items()
+        }
+        update = Updater(method, optimizers, Immediate(), parts=count)
+        outcome = update(1 if name == "alternating" else 0, batches()(0))
+        gradients.append(torch.cat([o.gradient for o in optimizers.values()]))
+        seen.append({key: float(value) for key, value in outcome.metrics().items()})
+    assert gradients[0].abs().max() > 1e-3
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+    assert seen[1] == pytest.approx(seen[0], rel=1e-5)
+
+
+def test_parts_draw_what_their_rows_draw_in_the_whole():
+    batch, same = batches()(4), batches()(4)
+    whole = same.uniform(rows=2), same.normal(), same.normal()
+    parts = batch.parts(3)
+    drawn = [(part.uniform(rows=2), part.normal(), part.normal()) for part in parts]
+    assert torch.equal(torch.cat([d[0] for d in drawn], 1), whole[0])
+    for i in (1, 2):
+        assert torch.equal(torch.cat([d[i] for d in drawn]), whole[i])
+    assert torch.equal(torch.cat([part.x for part in parts]), batch.x)
+
+
+@pytest.mark.parametrize("name", ["alternating", "instant", "dropout"])
+def test_checkpointing_changes_nothing_and_leaves_nothing_behind(name):
+    config = TrainConfig(num_steps=6, batch_size=6, log_every=1, checkpointing=True)
+    method = METHODS[name]()
+    list(train(method, batches(), config, OPTIM))
+    expected, _ = eager(METHODS[name](), steps=6)
+    assert all(torch.equal(state(method)[key], value) for key, value in expected.items())
+    assert not any("forward" in vars(m) for net in method.trainable.values() for m in net.modules())

@@ -89,6 +89,10 @@ class TrainConfig:
         compile: how updates run: "none" runs operation by operation, "default" compiles the networks by
             torch.compile, "graph" records whole updates as CUDA graphs and replays them, which small networks
             gain most from; "auto" takes what fits the networks on a GPU, and none on a CPU.
+        accumulate: parts into which each minibatch is cut, one after another, to hold the activations of one
+            at a time; the numbers are those of the whole, but for rounding.
+        checkpointing: networks that learn keep what enters their blocks, and compute the rest of their
+            activations again for the backward pass: less memory, a third more time.
         keep: checkpoints that stay, the newest ones.
         noise_slices: generators that a minibatch's noise comes from, each for a slice of its rows, so that
             one of several processes draws only what it needs. The numbers depend on it, not on the number of
@@ -104,6 +108,8 @@ class TrainConfig:
     checkpoint_every: Count = 500
     prefetch: bool = True
     compile: Compile = "none"
+    accumulate: Count = 1
+    checkpointing: bool = False
     keep: Count = 2
     noise_slices: Count = 1
     extended_at: Annotated[tuple[int, ...], Strict(False)] = ()
@@ -114,6 +120,12 @@ class TrainConfig:
             self.batch_size % self.noise_slices == 0,
             "train.noise_slices",
             self.noise_slices,
+            f"it must divide train.batch_size, which is {self.batch_size}",
+        )
+        require(
+            self.batch_size % self.accumulate == 0,
+            "train.accumulate",
+            self.accumulate,
             f"it must divide train.batch_size, which is {self.batch_size}",
         )
         ends = (0, *self.extended_at, self.num_steps)
@@ -527,6 +539,12 @@ class DistillConfig:
             "keep_auxiliary",
             self.keep_auxiliary,
             f"method={method.name} has no auxiliary: leave it out",
+        )
+        require(
+            self.train.accumulate == 1 or not method.whole_batch,
+            "train.accumulate",
+            self.train.accumulate,
+            f"method={method.name} needs its minibatch as a whole: leave it at 1",
         )
         require(
             self.source == "data" or not method.needs_data,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from momatch.diffusion.interface import Cond, cond_rows
 from momatch.diffusion.process import per_sample
 from momatch.diffusion.sampling import SamplerName
-from momatch.utils.seeding import Generator, normal, uniform
+from momatch.utils.seeding import Generator, normal, part_of, uniform
 from momatch.utils.settings import settings
 
 if TYPE_CHECKING:
@@ -68,6 +68,18 @@ class Batch:
         rows = None if self.rows is None else self.rows[part]
         source = self.generator if isinstance(self.generator, torch.Generator) else self.generator.half()
         return Batch(self.x[part], cond_rows(self.cond, part), source, rows)
+
+    def parts(self, count: int) -> list[Batch]:
+        """Equal parts, one after another, of which each draws what its rows draw in the whole."""
+        size = len(self.x) // count
+        found = []
+        for i in range(count):
+            cut = slice(i * size, (i + 1) * size)
+            rows = None if self.rows is None else self.rows[cut]
+            found.append(
+                Batch(self.x[cut], cond_rows(self.cond, cut), part_of(self.generator, i, count), rows)
+            )
+        return found
 
     def normal(self) -> Tensor:
         """ε ~ N(0, I) in the shape of x."""
@@ -206,6 +218,7 @@ class MethodConfig:
         elastic: whether it can train one student for several numbers of steps.
         teacher_copies: tensors in the shape of all the teacher's weights that a step holds besides.
         sampler: how its students are sampled; see `momatch.diffusion.sampling.ETAS`.
+        whole_batch: whether a step must see its whole minibatch at once, which then cannot be cut into parts.
         draws_posterior: whether a setting "posterior" means anything to it.
         full_rollouts: samples in all k steps of the student that a step makes first, for each minibatch.
     """
@@ -220,6 +233,7 @@ class MethodConfig:
     signed: ClassVar[bool] = False
     elastic: ClassVar[bool] = False
     teacher_copies: ClassVar[int] = 0
+    whole_batch: ClassVar[bool] = False
     draws_posterior: ClassVar[bool] = True
     full_rollouts: ClassVar[int] = 0
 

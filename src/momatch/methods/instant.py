@@ -262,6 +262,7 @@ class InstantConfig(MethodConfig):
         "better. Single values are noisy and may be negative (left out here)."
     )
     vanishing: ClassVar[str | None] = "instant_loss"
+    whole_batch: ClassVar[bool] = True  # ν is a mean over half of it, and the other half needs it
     teacher_copies: ClassVar[int] = 2  # ∇_θ, which becomes ν, and Λ
 
     product: Literal["auto", "forward", "difference"] = "auto"

@@ -452,7 +452,7 @@ def _batches(images: ImageSet, model: Model, seed: int, size: int, **sharing: in
 
 def _shared_batches(images: ImageSet, model: Model, train: TrainConfig, minibatches: int = 1) -> Batches:
     """This process' part of the run's batches, of so many minibatches each."""
-    distributed.check_batch(train.batch_size)
+    distributed.check_batch(train.batch_size, train.accumulate)
     parts = {"part": distributed.rank(), "parts": distributed.size()}
     sharing = {"noise_slices": train.noise_slices, "minibatches": minibatches, **parts}
     return _batches(images, model, train.seed, train.batch_size * minibatches, **sharing)

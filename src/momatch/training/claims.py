@@ -18,7 +18,8 @@ from momatch.utils.files import write_atomically
 from momatch.utils.run_folder import RunFolder, exclusive
 
 Config = TypeVar("Config", TeacherConfig, DistillConfig)
-SAME_NUMBERS = ("prefetch", "checkpoint_every", "compile", "keep")  # settings of train that change no number
+# Settings of train that change no number, or but in its last digits.
+SAME_NUMBERS = ("prefetch", "checkpoint_every", "compile", "keep", "accumulate", "checkpointing")
 
 
 @contextlib.contextmanager

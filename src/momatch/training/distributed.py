@@ -304,16 +304,16 @@ def split(model: Held) -> Held:
     return replace(model, denoiser=Split(model.denoiser))
 
 
-def check_batch(batch_size: int) -> None:
-    """Refuse a minibatch that the processes cannot share equally.
+def check_batch(batch_size: int, accumulate: int = 1) -> None:
+    """Refuse a minibatch that the processes cannot share equally, each in so many parts.
 
     Raises:
         ConfigError: naming both numbers.
     """
-    if batch_size % size():
+    if batch_size % (size() * accumulate):
         raise ConfigError(
             f"train.batch_size is {batch_size}, of all {size()} processes together; make it a multiple of "
-            f"{size()}"
+            f"{size() * accumulate}"
         )
 
 

@@ -9,6 +9,7 @@ It yields after every step. Whoever consumes it adds progress bars, logs, pictur
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from momatch.config.schema import OptimConfig, TrainConfig
 from momatch.diffusion.compilation import compiled, resolved
 from momatch.methods.base import Batch, Method
 from momatch.training import checkpoint, distributed
+from momatch.training.activations import checkpointed
 from momatch.training.batches import Batches, Prefetched
 from momatch.training.capture import Captured, CudaGraphs
 from momatch.training.optim import RoleOptimizer, ShardedOptimizer, learning_rate_schedule, optimizer_of
@@ -89,8 +91,11 @@ def train(
         network.train()
     start = time.monotonic()
     device = next(p.device for network in networks.values() for p in network.parameters())
+    around = contextlib.ExitStack()
     if prefetch:
-        batches = Prefetched(batches, config.num_steps, device)
+        batches = around.enter_context(contextlib.closing(Prefetched(batches, config.num_steps, device)))
+    if config.checkpointing:
+        around.enter_context(checkpointed(networks.values()))
     sharded = any(isinstance(optimizer, ShardedOptimizer) for optimizer in optimizers.values())
     guard = Immediate() if device.type != "cuda" or sharded else Deferred(optimizers, device)
     update = _updater(method, optimizers, guard, config, device)
@@ -130,8 +135,7 @@ def train(
             checkpoint.save(directory, progress, state, config.keep)
         raise
     finally:
-        if isinstance(batches, Prefetched):
-            batches.close()
+        around.close()
 
 
 def state_of(method: Method, optim: OptimConfig) -> checkpoint.State:
@@ -155,17 +159,18 @@ def _updater(
     networks = [*method.trainable.values(), *method.frozen.values()]
     parameters = sum(p.numel() for network in networks for p in network.parameters())
     how = resolved(config.compile, device, parameters)
-    if how == "graph" and (distributed.size() > 1 or config.noise_slices > 1):
+    if how == "graph" and (distributed.size() > 1 or config.noise_slices > 1 or config.accumulate > 1):
         if config.compile == "graph":
             raise UsageError(
                 "train.compile is 'graph', which records the updates of one process, whose noise has one "
-                "generator; with several, or train.noise_slices above 1, use none or default"
+                "generator; with several, or train.noise_slices or train.accumulate above 1, use none or "
+                "default"
             )
         how = "none"
     if how == "default":
         for network in networks:
             compiled(network)
-    updater = Updater(method, optimizers, guard, distributed.average)
+    updater = Updater(method, optimizers, guard, distributed.average, config.accumulate)
     return Captured(updater, CudaGraphs(device)) if how == "graph" else updater
 
 

@@ -8,13 +8,13 @@ gradient that is not finite must not reach any weight.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from momatch.methods.base import Average, Batch, Method, Metric, alone
+from momatch.methods.base import Average, Batch, Deviation, Method, Metric, alone
 from momatch.training.optim import RoleOptimizer
 from momatch.utils.errors import RunError
 
@@ -139,6 +139,8 @@ class Updater:
         optimizers: one for each role that it trains.
         guard: looks at the gradients.
         average: of the gradients over processes that share each batch.
+        parts: into which each batch is cut, to hold the activations of one part at a time; their gradients
+            add up to the batch's.
     """
 
     def __init__(
@@ -147,19 +149,42 @@ class Updater:
         optimizers: Mapping[str, RoleOptimizer],
         guard: Guard,
         average: Average = alone,
+        parts: int = 1,
     ):
-        self.method, self.optimizers, self.guard, self.average = method, optimizers, guard, average
+        self.method, self.optimizers, self.guard = method, optimizers, guard
+        self.average, self.parts = average, parts
 
     def __call__(self, step: int, batch: Batch) -> Outcome:
         """Update `step`, on its batch; the learning rates have been set."""
-        update = self.method.step(step, batch)
+        losses: dict[str, Tensor] = {}
+        metrics = []
+        for part in batch.parts(self.parts) if self.parts > 1 else [batch]:
+            update = self.method.step(step, part)
+            for role, loss in update.losses.items():
+                share = loss / self.parts if self.parts > 1 else loss
+                if role not in losses:
+                    self.optimizers[role].zero_grad()
+                share.backward()
+                losses[role] = losses[role] + share.detach() if role in losses else share.detach()
+            metrics.append(update.metrics)
         norms: dict[str, Tensor] = {}
-        for role, loss in update.losses.items():
-            self.optimizers[role].zero_grad()
-            loss.backward()
+        for role in losses:
             self.average(self.optimizers[role].gradients)
             norms[role] = self.optimizers[role].clip()
-        if self.guard.see(update.losses, norms):
-            for role in update.losses:
+        if self.guard.see(losses, norms):
+            for role in losses:
                 self.optimizers[role].step()
-        return Outcome(norms, update.metrics)
+        return Outcome(norms, metrics[0] if self.parts == 1 else lambda: _of_all(metrics))
+
+
+def _of_all(parts: Sequence[Callable[[], Mapping[str, Metric]]]) -> dict[str, Metric]:
+    """The metrics of a batch from those of its parts."""
+    found = [metrics() for metrics in parts]
+    whole: dict[str, Metric] = {}
+    for name, first in found[0].items():
+        values = [each[name] for each in found]
+        if isinstance(first, Deviation):
+            whole[name] = Deviation(torch.cat([v.values for v in values if isinstance(v, Deviation)]))
+        else:
+            whole[name] = torch.stack([torch.as_tensor(v) for v in values]).mean()
+    return whole

@@ -83,6 +83,18 @@ class RowsGenerator:
 Generator = torch.Generator | RowsGenerator
 
 
+def part_of(source: Generator, part: int, parts: int) -> RowsGenerator:
+    """For one of equal parts of the rows that `source` is for, which is left as it stands.
+
+    Every part draws what its rows would get in the whole: the parts can be worked on one after another.
+    """
+    slices = [source] if isinstance(source, torch.Generator) else source.slices
+    copies = [torch.Generator(each.device).set_state(each.get_state()) for each in slices]
+    if isinstance(source, torch.Generator):
+        return RowsGenerator(copies, part, parts)
+    return RowsGenerator(copies, source.part * parts + part, source.parts * parts, source.minibatches)
+
+
 def normal(like: Tensor, source: Generator | None) -> Tensor:
     """N(0, 1), in the shape (B, …), dtype and device of `like`."""
     if isinstance(source, RowsGenerator):
