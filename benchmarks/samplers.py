@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,6 +46,18 @@ def measured(model: Model, judge: Judge, steps: int, num: int) -> dict[str, obje
     }
 
 
+def table(report: dict[str, Any]) -> str:
+    """The table of docs/numbers.md: samplers in columns."""
+    lines = ["| calls | " + " | ".join(SAMPLERS) + " |", "|---" * (len(SAMPLERS) + 1) + "|"]
+    for steps in sorted({row["steps"] for row in report["rows"]}):
+        found = {row["sampler"]: row["fd"] for row in report["rows"] if row["steps"] == steps}
+        shown = [
+            "{:.2f} [{:.2f}, {:.2f}]".format(*found[name]) if name in found else "–" for name in SAMPLERS
+        ]
+        lines.append(f"| {steps} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -56,13 +70,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model, judge = load_any(arguments.model), Judge(load_data(arguments.data))
-    rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
+    report = {"date": str(date.today()), "model": arguments.model, "rows": []}
+    report = json.loads(arguments.out.read_text()) if arguments.out.exists() else report
+    rows = report["rows"]
     for steps in arguments.steps:
         for sampler in SAMPLERS:
             if any((row["sampler"], row["steps"]) == (sampler, steps) for row in rows):
                 continue
             rows.append(measured(replace(model, sampler=sampler), judge, steps, arguments.num))
-            text = json.dumps(rows, indent=1) + "\n"
+            text = json.dumps(report, indent=1) + "\n"
             write_atomically(arguments.out, lambda path, text=text: path.write_text(text))
 
 

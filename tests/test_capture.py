@@ -21,9 +21,13 @@ from momatch.methods import weighting
 from momatch.methods.alternating import Alternating
 from momatch.methods.average import Averaged
 from momatch.methods.base import Batch, Method, Update
+from momatch.methods.consistency import Consistency
 from momatch.methods.denoising import Denoising
+from momatch.methods.dmd import DistributionMatching
 from momatch.methods.instant import Instant
 from momatch.methods.jvp import difference_product
+from momatch.methods.progressive import Progressive
+from momatch.methods.regression import Regression
 from momatch.methods.transition import Transition
 from momatch.methods.warm_start import WarmStart
 from momatch.networks.configs import UNetConfig
@@ -77,6 +81,11 @@ METHODS = {
     "a table": lambda: Denoising(denoiser(0), tabulated(torch.linspace(1e-4, 0.02, 100).tolist())),
     "warm start": lambda: WarmStart(Denoising(denoiser(5), cosine()), alternating(), 4),
     "average": lambda: Averaged(alternating(), 0.9),
+    "progressive": lambda: Progressive(denoiser(0), denoiser(1), cosine(), 2, 2, 6),
+    "consistency": lambda: Consistency(denoiser(0), denoiser(1), cosine(), 2, 3, 0.5),
+    "dmd": lambda: DistributionMatching(denoiser(0), denoiser(1), denoiser(2), cosine(), 3, 1),
+    "regression": lambda: Regression(denoiser(0), denoiser(1), cosine(), 2, 2),
+    "draws": lambda: Regression(denoiser(0), denoiser(1), cosine(), 2, 2, "ancestral"),
 }
 
 

@@ -244,7 +244,7 @@ MISTAKES = [
     (["sample", "{run}", "--labels", "a"], "'a' is not a list"),
     (["sample", "{run}", "--seed", "-1"], "got -1"),
     (["sample", "{run}", "--eta", "2"], "--eta 2"),
-    (["sample", "{run}", "--out", "{tmp}/x.gif"], ".png or .npz"),
+    (["sample", "{run}", "--out", "{tmp}/x.gif"], ".png or .npy or .npz or .safetensors"),
     (["sample", "{run}", "--out", "{run}/config.json/x.png"], "cannot be made"),
     (["evaluate", "{run}", "--num", "3"], "too few"),
     (["evaluate", "{run}", "--data", "digits"], "the model makes (3, 8, 8)"),

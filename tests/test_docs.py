@@ -44,7 +44,7 @@ def test_python_examples_run(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_commands_exist(path):
     for block in blocks(path, "(?:sh|bash)"):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] == ["momatch"]:
                 assert words[1] in COMMANDS, line
@@ -120,3 +120,15 @@ def test_the_tables_of_flow_and_latent_models_are_what_was_recorded(monkeypatch)
         for path in (ROOT / "benchmarks" / "results").glob(f"*-diffusers-{kind}.json"):
             module, report = study(path.name, "diffusers_flow")
             assert module.table(report) in page, path.name
+
+
+def test_the_table_of_samplers_is_what_was_recorded():
+    page = (ROOT / "docs" / "numbers.md").read_text()
+    module, report = study("2026-11-27-digits-samplers.json", "samplers")
+    assert module.table(report) in page
+    found = {(row["sampler"], row["steps"]): row for row in report["rows"]}
+    for sampler, steps, recall in (("ancestral", 8, 0.71), ("unipc", 8, 0.79), ("dpm++", 8, 0.79)):
+        assert round(found[sampler, steps]["recall"], 2) == recall
+    assert (
+        round(found["ancestral", 32]["recall"], 2) == 0.82 and round(found["unipc", 32]["recall"], 2) == 0.84
+    )

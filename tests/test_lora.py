@@ -329,7 +329,7 @@ def test_the_plan_counts_one_network_and_adapters(data):
     sizes = {name: [n.parameters for n in found.networks] for name, found in plans.items()}
     assert sizes["adapters"] == [whole, own, own] and sizes["full auxiliary"] == [whole, own, whole]
     memory = {name: sum(n.memory for n in found.networks) for name, found in plans.items()}
-    assert memory["adapters"] == 4 * whole + 2 * 16 * own < memory["whole"] == 36 * whole
+    assert memory["adapters"] == 4 * whole + 2 * 12 * own < memory["whole"] == 28 * whole
     assert len({found.forward_units for found in plans.values()}) == 1
 
 

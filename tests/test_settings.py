@@ -43,6 +43,8 @@ def wrong_values(hint: Any) -> list[Any]:
         return ["8", None, True, 0, 17, 2.0, math.nan, (), (0, 4), [4, "8"], [1, 17]]
     if get_origin(kind) is tuple:
         return ["8", 8, ({},), None]
+    if kind == int | tuple[int, ...]:  # numbers of steps
+        return ["1", None, True, math.nan, 2.0, 0, 17, (), (0, 4), ("1", 2)]
     if dataclasses.is_dataclass(kind) or not isinstance(kind, type):
         return ["no such settings", 3, None, math.nan]
     if kind is bool:
@@ -112,7 +114,7 @@ def test_every_config_was_walked():
         (
             {"method": "gan"},
             "method is 'gan'; use alternating, consistency, dmd, instant, progressive, regression, "
-            "or your own as package.module:ConfigClass",
+            "reward, or your own as package.module:ConfigClass",
         ),
         ({"method": "Alternating"}, "method is 'Alternating'; use alternating, consistency"),
         ({"source": "dta"}, "source is 'dta'; use data or rollout"),

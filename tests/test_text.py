@@ -140,7 +140,12 @@ def test_guided_teacher_is_distilled(method, rank, run_folder, data, tmp_path):
 
 def test_the_teacher_is_measured_guided_as_it_was_distilled(run_folder, tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(inspection, "measure", lambda folder, candidates, *rest: seen.extend(candidates))
+
+    def measured(folder, candidates, *rest):
+        seen.extend(candidates)
+        return []
+
+    monkeypatch.setattr(inspection, "measured", measured)
     short = ["--train.num-steps", "1", "--train.batch-size", "2", "--monitor.every", "0"]
     arguments = ["distill", "emoji16-2", "--teacher", str(run_folder), "--guidance.scale", "2", *short]
     assert main([*arguments, "--out", str(tmp_path)]) == 0

@@ -82,7 +82,7 @@ def test_other_commands_read_them_too(tmp_path, capsys):
     before = found.identity()
     (source / "t10k-labels-idx1-ubyte").write_bytes(gzip.compress(idx(TEST_LABELS)))
     assert open_collection(str(source)).identity() != before
-    assert main(["inspect", str(source), "--out", str(tmp_path / "sheet.png")]) == 0
+    assert main(["inspect", str(source), "--sheet", str(tmp_path / "sheet.png")]) == 0
     printed = capsys.readouterr().out
     assert "160 pictures" in printed and "28×28 (160)" in printed and "1 .md" in printed
 
@@ -131,6 +131,7 @@ def test_fashion_mnist_by_its_name(tmp_path, monkeypatch):
     judge = classifier(small.train)
     assert judge is not None and judge.name == "fashion14-classifier"
     assert judge(small.train.images[:3]).shape == (3, 64)
+    assert classifier(large.train) is None  # none ships yet: judged on pixels
     with pytest.raises(DataError, match="image_size is 20, but Fashion-MNIST comes as 14×14 or 28×28"):
         load_data("fashion-mnist", 20)
 

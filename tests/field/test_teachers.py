@@ -115,7 +115,7 @@ def test_a_checkpoint_alone_asks_for_its_scheduler_and_takes_it(tmp_path):
         assert len(teacher.schedule.options["betas"]) == 500
     with pytest.raises(ModelError, match="out has no scheduler_config.json; give"):
         momatch.load_teacher(folder, scheduler=tmp_path / "out")
-    with pytest.raises(UsageError, match="scheduler are for teachers of diffusers"):
+    with pytest.raises(UsageError, match="scheduler and family are for teachers of diffusers"):
         momatch.load_teacher("digits", scheduler=tmp_path)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from momatch.cli.parsing import LEFT_OUT, check_out, parse
+from momatch.cli.parsing import OptionalPath, check_out, parse
 from momatch.evaluation.report import compare as tables
 from momatch.utils.errors import UsageError
 
@@ -24,7 +24,7 @@ class CompareArguments:
     """
 
     runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")] = ()
-    out: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint=LEFT_OUT)] = None
+    out: OptionalPath = None
 
 
 def compare(arguments: list[str], console: Console) -> None:

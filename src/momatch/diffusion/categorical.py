@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from momatch.diffusion.denoiser import Denoiser
 from momatch.diffusion.interface import Cond, DenoiserFunction, Process, Step
 from momatch.diffusion.process import per_sample
-from momatch.utils.errors import UsageError
 from momatch.utils.seeding import Generator, RowsGenerator, normal
 
 Prior = Literal["mask", "uniform"]
@@ -60,15 +59,10 @@ class CategoricalProcess(Process):
         return F.one_hot(torch.tensor(size - 1, device=like.device), size).to(like.dtype)
 
     def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """Tokens (B, …, C), one-hot, from probabilities of that shape.
-
-        Raises:
-            UsageError: where several processes share a batch.
-        """
-        if isinstance(generator, RowsGenerator):
-            raise UsageError("tokens are drawn in one process; train discrete data without torchrun")
-        drawn = torch.multinomial(x.flatten(0, -2), 1, generator=generator).squeeze(1)
-        return F.one_hot(drawn, x.shape[-1]).to(x.dtype).view(x.shape)
+        """Tokens (B, …, C), one-hot, from probabilities of that shape."""
+        below = x.double().cumsum(-1)  # so that a u below 1 stays below the sum
+        u = _uniform(x[..., 0], generator).double()[..., None] * below[..., -1:]
+        return F.one_hot((below <= u).sum(-1), x.shape[-1]).to(x.dtype)
 
     def prior(self, like: Tensor, generator: Generator | None = None) -> Tensor:
         """z_1: all masked, or uniform."""
@@ -162,6 +156,13 @@ class CategoricalDenoiser(Denoiser):
         return x if self.kind == "uniform" else torch.where(z[..., -1:] > 0.5, x, z)
 
 
+def _uniform(like: Tensor, source: Generator | None) -> Tensor:
+    """Numbers from U[0, 1), in the shape (B, …), dtype and device of `like`."""
+    if isinstance(source, RowsGenerator):
+        return source.draw(torch.rand, like.shape, like.dtype, dim=0)
+    return torch.rand(like.shape, generator=source, device=like.device, dtype=like.dtype)
+
+
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """1 for the likeliest tokens that have `top_p` together, at least one, else 0; (…, C)."""
     ordered, index = probabilities.sort(-1, descending=True)
@@ -182,7 +183,8 @@ def with_noise(denoiser: DenoiserFunction, size: int, generator: Generator | Non
     """
 
     def call(z: Tensor, logsnr: Tensor, cond: Cond | None) -> Tensor:
-        noise = normal(z.new_empty((*z.shape[:-1], size)), generator)
+        shape = (*z.shape[:-1], size)
+        noise = normal(z.new_empty(shape), generator)
         return denoiser(z, logsnr, {**(cond or {}), "noise": noise})
 
     return call

@@ -27,7 +27,7 @@ from momatch.utils import files
 from momatch.utils.errors import Notice
 
 ASSETS = Path(__file__).parent.parent / "assets"
-WIDTHS = {"digits-classifier": 16, "fashion14-classifier": 32, "fashion28-classifier": 32}  # of those shipped
+WIDTHS = {"digits-classifier": 16, "fashion14-classifier": 32}  # of those that are shipped
 
 
 def weights_of(name: str) -> Path:

@@ -12,7 +12,7 @@ of `intervals` in training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -90,6 +90,15 @@ class Consistency(Method):
     def trainable(self) -> Mapping[str, nn.Module]:
         """{"student": η}."""
         return {"student": self.student}
+
+    @property
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """θ; and η⁻ is a copy that is averaged after each step."""
+        return {"teacher": self.teacher, **self.kept}
+
+    def variant(self, step: int) -> Hashable | None:
+        """All alike."""
+        return "consistency"
 
     @property
     def kept(self) -> Mapping[str, nn.Module]:

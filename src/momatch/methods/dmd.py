@@ -8,7 +8,7 @@ too, not x̃ alone), in φ's loss (a pull towards θ), in the weight, and in how
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -60,7 +60,7 @@ class DistributionMatching(Method):
 
     def step(self, step: int, batch: Batch) -> Update:
         """`updates` steps of φ, then one of the student."""
-        train_student = step % (self.updates + 1) == self.updates
+        train_student = self._is_students(step)
         u, v = batch.uniform(rows=2).unbind()
 
         # t = i/k;  x̃ = g_η(z_t);  z_τ = α_τ x̃ + σ_τ ε, which forgets z_t
@@ -92,15 +92,27 @@ class DistributionMatching(Method):
         """{"student": η, "auxiliary": φ}."""
         return {"student": self.student, "auxiliary": self.auxiliary}
 
+    @property
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """{"teacher": θ}."""
+        return {"teacher": self.teacher}
+
+    def variant(self, step: int) -> Hashable | None:
+        """Whose turn it is; rollouts run all samples through all calls, so they are alike too."""
+        return self._is_students(step)
+
+    def _is_students(self, step: int) -> bool:
+        return step % (self.updates + 1) == self.updates
+
     @torch.no_grad()
     def _start(self, batch: Batch, calls_left: Tensor, logsnr_t: Tensor) -> Tensor:
         """z_t where `calls_left` (B,) of the k calls are to go."""
         if self.source == "data":
             return GAUSSIAN.corrupt(batch.x, logsnr_t, batch.generator)
         z = GAUSSIAN.prior(batch.x, batch.generator)
+        levels = self.schedule(torch.arange(self.steps + 1, device=z.device, dtype=z.dtype) / self.steps)
         for left in range(self.steps, 1, -1):
-            times = torch.tensor([left, left - 1], device=z.device, dtype=z.dtype) / self.steps
-            now, then = self.schedule(times)[:, None].expand(2, len(z)).unbind()
+            now, then = levels[left].expand(len(z)), levels[left - 1].expand(len(z))
             again = GAUSSIAN.corrupt(self.student(z, now, batch.cond), then, batch.generator)
             z = torch.where(per_sample(calls_left < left, z), again, z)
         return z

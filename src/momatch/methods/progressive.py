@@ -8,7 +8,7 @@ k steps where θ takes k 2^R.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -88,6 +88,15 @@ class Progressive(Method):
     def trainable(self) -> Mapping[str, nn.Module]:
         """{"student": η}."""
         return {"student": self.student}
+
+    @property
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """θ, and the teacher of the rounds after the first."""
+        return {"teacher": self.teacher, **self.kept}
+
+    def variant(self, step: int) -> Hashable | None:
+        """The round."""
+        return self._round(step)
 
     @property
     def kept(self) -> Mapping[str, nn.Module]:

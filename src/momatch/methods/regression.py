@@ -10,7 +10,7 @@ From z_t at t = i/k the teacher runs on, and the student learns its end by a mea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -99,6 +99,15 @@ class Regression(Method):
     def trainable(self) -> Mapping[str, nn.Module]:
         """{"student": η}."""
         return {"student": self.student}
+
+    @property
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """{"teacher": θ}."""
+        return {"teacher": self.teacher}
+
+    def variant(self, step: int) -> Hashable | None:
+        """All alike."""
+        return "regression"
 
 
 @settings("method")

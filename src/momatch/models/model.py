@@ -180,7 +180,7 @@ class Model:
                 nothing in particular.
             seed: the same seed gives the same n samples, and the same initial noise for any n and steps;
                 others on a GPU than on the CPU, whose random numbers differ.
-            eta: 1 = ancestral, 0 = DDIM; None = the model's own.
+            eta: 1 = ancestral, 0 = DDIM, infinity = all noise anew; None = the model's own.
             batch_size: samples that the network is given at a time, 1 to 256; fewer need less memory. The
                 noise is the same whatever it is, so samples are, up to the rounding of kernels. None: 256,
                 or what free memory holds of samples larger than 64×64×3 numbers.
