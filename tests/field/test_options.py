@@ -299,7 +299,7 @@ def test_a_scheduler_from_elsewhere_for_a_teacher_of_diffusers(tmp_path):
     assert len(teacher_of(config).schedule.options["betas"]) == 500
     student = replace(load_any("digits"), provenance=Provenance("student", str(part), config=to_json(config)))
     assert len(teacher_of_student(student).schedule.options["betas"]) == 500
-    with pytest.raises(UsageError, match="scheduler and family are for teachers of diffusers"):
+    with pytest.raises(UsageError, match="are for teachers of diffusers"):
         teacher_of(DistillConfig(scheduler=str(tmp_path)))
 
 

@@ -130,7 +130,7 @@ def test_a_class_that_is_not_known_is_taken_with_a_record_of_ones_own(tmp_path, 
     ]:
         with pytest.raises(UsageError, match=sentence):
             momatch.load_teacher(folder, family=name)
-    with pytest.raises(UsageError, match="scheduler and family are for teachers of diffusers"):
+    with pytest.raises(UsageError, match="are for teachers of diffusers"):
         momatch.load_teacher("digits", family="cog_view_family:FAMILY")
 
 

@@ -417,6 +417,7 @@ class DistillConfig:
         teacher_sides: instead of that, all its sides: 48 64 of an image, 21 60 104 of a video's latents.
         teacher_family: where the record of the class of a diffusers teacher's network is,
             package.module:NAME, if momatch has none (docs/teachers.md).
+        teacher_adapter: folder of a LoRA adapter that is merged into a diffusers teacher.
         data: "digits", "emoji", "fashion-mnist", a folder or .npz of pictures, a folder that momatch prepare
             wrote, and what else docs/data.md names.
         image_size: as in training a teacher.
@@ -453,6 +454,7 @@ class DistillConfig:
     scheduler: str = ""
     teacher_sides: tuple[AtLeast0, ...] = ()
     teacher_family: str = ""
+    teacher_adapter: str = ""
     data: str = "digits"
     image_size: ImageSize = 0
     reading: Annotated[Reading, FLAT] = field(default_factory=Reading)

@@ -21,6 +21,7 @@ from typing import Any
 from momatch.data.image_io import is_pointer
 from momatch.diffusion.denoiser import Denoiser
 from momatch.interop import diffusers_scheduler as noise
+from momatch.interop.lora_files import with_adapter
 from momatch.interop.pipelines import AUTOENCODERS, quiet
 from momatch.models.model import Model, ModelError
 from momatch.models.provenance import Provenance
@@ -90,6 +91,7 @@ def load(
     pipeline: str | None = None,
     scheduler: str | Path | None = None,
     record: str = "",
+    adapter: str | Path | None = None,
 ) -> Model:
     """The teacher in a folder of diffusers.
 
@@ -101,6 +103,7 @@ def load(
         scheduler: the folder whose scheduler_config.json says with what noise it was trained, if its own
             does not.
         record: where the record of its class is, "package.module:NAME", if momatch has none.
+        adapter: the folder of a LoRA adapter that is merged into its weights.
 
     Raises:
         UsageError: if something is missing, unknown to momatch, or has to be told.
@@ -119,6 +122,8 @@ def load(
     if null_label is not None and not family.null_label:
         raise UsageError(f"null_label {null_label} is for a UNet2DModel with classes, not a {class_name}")
     model = _network(part, class_name)
+    if adapter is not None:
+        model = with_adapter(model, Path(adapter))
     known = inspect.signature(type(model).__init__).parameters  # an average's config has entries of its own
     plain = {key: value for key, value in model.config.items() if key in known}
     found: dict[str, Any] = json.loads(json.dumps(plain))

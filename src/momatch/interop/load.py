@@ -28,6 +28,7 @@ def load_teacher(
     size: int | Sequence[int] | None = None,
     scheduler: str | Path | None = None,
     family: str = "",
+    adapter: str | Path | None = None,
 ) -> Model:
     """Load a teacher.
 
@@ -43,6 +44,7 @@ def load_teacher(
         scheduler: the folder with the scheduler_config.json that a diffusers teacher was trained with, if its
             own has none.
         family: where the record of its network's class is, "package.module:NAME", if momatch has none.
+        adapter: the folder of a LoRA adapter that is merged into a diffusers teacher.
 
     Raises:
         UsageError: if there is no usable model, its weights are not all finite, or something about it has to
@@ -55,15 +57,15 @@ def load_teacher(
     if not path.exists() and BUILDER.fullmatch(text):
         model = _built(text)
     elif path.is_dir() and not (path / "model.json").is_file() and diffusers.is_folder(path):
-        return _finite(diffusers.load(path, null_label, size, None, scheduler, family), source)
+        return _finite(diffusers.load(path, null_label, size, None, scheduler, family, adapter), source)
     elif not path.parent.is_dir() and isinstance(source, str) and HUB_NAME.fullmatch(text):
-        found = diffusers.load(diffusers.from_hub(text), null_label, size, text, scheduler, family)
+        found = diffusers.load(diffusers.from_hub(text), null_label, size, text, scheduler, family, adapter)
         return _finite(found, source)
     else:
         model = _own_teacher(source)
-    if null_label is not None or size is not None or scheduler is not None or family:
+    if null_label is not None or size is not None or scheduler is not None or family or adapter:
         raise UsageError(
-            f"null_label, size, scheduler and family are for teachers of diffusers; {source} is none"
+            f"null_label, size, scheduler, family and adapter are for teachers of diffusers; {source} is none"
         )
     return _finite(model, source)
 
@@ -118,6 +120,7 @@ def teacher_of_student(student: Model) -> Model:
         config.get("teacher_sides") or int(config.get("teacher_size", 0)) or None,
         config.get("scheduler") or None,
         config.get("teacher_family", ""),
+        config.get("teacher_adapter") or None,
     )
 
 
@@ -144,8 +147,8 @@ def _refuse_other_kinds(path: Path) -> None:
     adapter = next((name for name in ADAPTERS if (path / name).is_file()), None)
     if adapter and not (path / "model.json").is_file() and not diffusers.is_folder(path):
         raise ModelError(
-            f"{path} is an adapter ({adapter}), not a model; merge it into its base model: "
-            "pipeline.load_lora_weights(…), pipeline.fuse_lora(), pipeline.save_pretrained(FOLDER)"
+            f"{path} is an adapter ({adapter}), not a model; give its base model as the teacher, and "
+            f"the adapter beside it: --teacher-adapter {path}, or load_teacher(…, adapter=…)"
         )
 
 

@@ -1,17 +1,23 @@
-"""A student's LoRA adapter as files that diffusers and peft load on top of the teacher."""
+"""LoRA adapters as files: a student's, for diffusers and peft to load, and those that come with a teacher."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from momatch.diffusion.denoiser import Denoiser
-from momatch.models.model import Model
+from momatch.interop.pipelines import quiet
+from momatch.models.model import Model, ModelError
 from momatch.networks.configs import DiffusersConfig
 from momatch.networks.lora import AdaptedNetwork
+from momatch.utils.errors import Notice
 from momatch.utils.files import write_atomically
+from momatch.utils.text import first_line
 
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -51,3 +57,53 @@ def save_adapter(model: Model, directory: str | Path) -> None:
         network.settings().save_pretrained(directory)
     dense = {key: value.cpu().contiguous() for key, value in tensors.items()}
     write_atomically(directory / name, lambda path: save_file(dense, path, metadata={"format": "pt"}))
+
+
+def with_adapter(network: Any, directory: Path) -> Any:
+    """One of diffusers' networks with a LoRA adapter merged into its weights.
+
+    Args:
+        network: that the adapter was made for.
+        directory: it holds pytorch_lora_weights.safetensors, as diffusers' training scripts and
+            `save_lora_weights` write it, or peft's adapter_config.json and adapter_model.safetensors.
+
+    Raises:
+        ModelError: if there is no such file, or it does not fit the network.
+    """
+    kind = type(network).__name__
+    try:
+        if (directory / "adapter_config.json").is_file():
+            from peft import PeftModel
+
+            return PeftModel.from_pretrained(network, str(directory)).merge_and_unload()
+        if not (directory / DIFFUSERS_WEIGHTS).is_file():
+            raise ModelError(
+                f"{directory} holds no adapter; give a folder with {DIFFUSERS_WEIGHTS}, or with peft's "
+                f"adapter_config.json and {PEFT_WEIGHTS}"
+            )
+        weights = load_file(directory / DIFFUSERS_WEIGHTS)
+        others = sorted({key.split(".")[0] for key in weights if key.startswith("text_encoder")})
+        if others:
+            warnings.warn(
+                f"the adapter in {directory} changes {', '.join(others)} too, which is left out: prompts are "
+                "encoded without it",
+                Notice,
+                stacklevel=2,
+            )
+        part = "unet" if "UNet" in kind else "transformer"
+        prefix = part if any(key.startswith(f"{part}.") for key in weights) else None
+        before = {name: p.detach().clone() for name, p in network.named_parameters()}
+        with quiet():
+            network.load_lora_adapter(weights, prefix=prefix)
+            network.fuse_lora()
+            network.unload_lora()
+    except ModelError:
+        raise
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
+        raise ModelError(
+            f"the adapter in {directory} does not fit the {kind} ({first_line(e)}); give the one that was "
+            "trained on this network"
+        ) from None
+    if all(bool((p == before[name]).all()) for name, p in network.named_parameters() if name in before):
+        raise ModelError(f"the adapter in {directory} changes nothing in the {kind}; give the one of it")
+    return network

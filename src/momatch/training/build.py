@@ -137,7 +137,14 @@ def teacher_of(config: DistillConfig) -> Model:
     """
     null_label = config.null_label if config.null_label >= 0 else None
     size = config.teacher_sides or config.teacher_size or None
-    return load_teacher(config.teacher, null_label, size, config.scheduler or None, config.teacher_family)
+    return load_teacher(
+        config.teacher,
+        null_label,
+        size,
+        config.scheduler or None,
+        config.teacher_family,
+        config.teacher_adapter or None,
+    )
 
 
 def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:
