@@ -3,8 +3,8 @@
     python benchmarks/crash.py --kills 120 --out benchmarks/results/DATE-crash.json
     python benchmarks/crash.py --kills 20 --processes 2 --flip
 
-With --processes several train as one, and one of them is killed, any; the others must end by themselves, each
-with exit code 1. With --flip every other kill is followed by a flipped byte in the newest checkpoint.
+With --processes several train as one, and one of them is killed, any; the others end by themselves, with exit
+code 1, or, where they had not met yet, are killed after 20 s, as torchrun would do. With --flip every other kill is followed by a flipped byte in the newest checkpoint.
 
 A process forked from one that has imported everything runs `momatch distill`, and gets SIGKILL after a
 random time: while it loads, trains, logs, writes a checkpoint, makes a preview, or saves the student. The
@@ -78,11 +78,25 @@ def run_for(folder: Path, seconds: float | None, count: int, victim: int = 0) ->
             return True
         time.sleep(0.002)
     os.kill(children[victim], signal.SIGKILL)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    # A kill as a process ends may find the others, or all of them, done.
-    if any(code not in (0, 1) for i, code in enumerate(codes) if i != victim):
+    others = [child for i, child in enumerate(children) if i != victim]
+    os.waitpid(children[victim], 0)
+    codes = [_end(child) for child in others]
+    # A kill as a process ends may find the others done; before they have met, they wait for a meeting place.
+    if any(code not in (0, 1, -signal.SIGKILL) for code in codes):
         sys.exit(f"exit codes {codes} after process {victim} was killed; its folder is {folder}")
     return False
+
+
+def _end(child: int) -> int:
+    """The exit code of a process that is to end by itself; after a while it is killed, as torchrun does."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def flip(folder: Path, rng: random.Random) -> bool:
