@@ -4,7 +4,8 @@
     python benchmarks/crash.py --kills 20 --processes 2 --flip
 
 With --processes several train as one, and one of them is killed, any; the others end by themselves, with exit
-code 1, or, where they had not met yet, are killed after 20 s, as torchrun would do. With --flip every other kill is followed by a flipped byte in the newest checkpoint.
+code 1, or, where they had not met yet, are killed after 20 s, as torchrun would do. With --flip every other
+kill is followed by a flipped byte in the newest checkpoint.
 
 A process forked from one that has imported everything runs `momatch distill`, and gets SIGKILL after a
 random time: while it loads, trains, logs, writes a checkpoint, makes a preview, or saves the student. The
