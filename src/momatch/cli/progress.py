@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
 from rich.console import Console
@@ -16,14 +16,15 @@ from momatch.interop.prepare import Done
 from momatch.methods.base import MethodConfig
 from momatch.training import distributed
 from momatch.training.run import Event, Run
+from momatch.training.trackers import tracked
 from momatch.utils.errors import Interrupted
 from momatch.utils.text import format_seconds
 
 PLAIN_EVERY_SECONDS = 15.0
 
 
-def follow(run: Run, title: str, console: Console) -> None:
-    """Train `run` to its end, showing how it goes.
+def follow(run: Run, title: str, console: Console, track: Sequence[str] = ()) -> None:
+    """Train `run` to its end, showing how it goes; trackers of these names are told too.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM; the checkpoint is saved by then.
@@ -38,11 +39,17 @@ def follow(run: Run, title: str, console: Console) -> None:
         TextColumn("{task.fields[number]}"),
     )
     events, status = run.events(), _Status(run.config.method)
-    with stop_requests() as stop, Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    quiet = not console.is_terminal
+    with (
+        tracked(track, run) as tell,
+        stop_requests() as stop,
+        Progress(*columns, console=console, disable=quiet) as bar,
+    ):
         task = bar.add_task(title, total=total, speed=0.0, number="")
         try:
             for event in events:
                 status.update(event)
+                tell(event)
                 bar.update(task, completed=event.record.step, speed=status.speed, number=status.number)
                 for message in event.alarms:
                     console.print(f"[bold red]alarm[/] step {event.record.step}: {message}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +31,7 @@ from momatch.networks.configs import UViTConfig
 from momatch.training.build import distillation, teacher_of, teacher_training
 from momatch.training.claims import extended
 from momatch.training.run import Run
+from momatch.training.trackers import check_names
 from momatch.utils import devices
 from momatch.utils.errors import Notice, UsageError
 
@@ -91,11 +93,14 @@ class TeacherArguments:
         config: settings of the run.
         extend: make the run in the folder longer, to the --train.num-steps given now: its learning rate rises
             anew from its former end, and falls to 0 at its new one. Give it again to resume.
+        track: who else is told of metrics and previews: tensorboard, wandb, mlflow, trackio, or several with
+            commas between.
     """
 
     out: Path
     config: Annotated[TeacherConfig, tyro.conf.arg(name="")]
     extend: bool = False
+    track: str = ""
 
 
 def train_teacher(arguments: list[str], console: Console) -> None:
@@ -103,11 +108,12 @@ def train_teacher(arguments: list[str], console: Console) -> None:
     base, rest = base_config(arguments, TeacherConfig, "train-teacher")
     assert isinstance(base, TeacherConfig)
     parsed = parse(TeacherArguments, rest, "train-teacher RECIPE", TeacherArguments(tyro.MISSING, base))
+    track = check_names(parsed.track)
     config = extended(parsed.config, parsed.out) if parsed.extend else parsed.config
     data = load_data(config.data, config.image_size, config.reading)
     notice_unread_captions(config, data.train)
     run = teacher_training(data, config, parsed.out)
-    finish(run, "training", console)
+    finish(run, "training", console, track)
     out = shlex.quote(str(parsed.out))
     name = "emoji16-8" if run.model.cond_shapes else "digits-8"
     name = "vectors-8" if data.train.space == "vectors" else name
@@ -156,11 +162,14 @@ class DistillArguments:
         config: settings of the run.
         extend: make the run in the folder longer, to the --train.num-steps given now: its learning rate rises
             anew from its former end, and falls to 0 at its new one. Give it again to resume.
+        track: who else is told of metrics and previews: tensorboard, wandb, mlflow, trackio, or several with
+            commas between.
     """
 
     out: Path
     config: Annotated[DistillConfig, tyro.conf.arg(name="")]
     extend: bool = False
+    track: str = ""
 
 
 def distill(arguments: list[str], console: Console) -> None:
@@ -168,10 +177,11 @@ def distill(arguments: list[str], console: Console) -> None:
     base, rest = base_config(arguments, DistillConfig, "distill")
     assert isinstance(base, DistillConfig)
     parsed = parse(DistillArguments, rest, "distill RECIPE", DistillArguments(tyro.MISSING, base))
+    track = check_names(parsed.track)
     config = extended(parsed.config, parsed.out) if parsed.extend else parsed.config
     check_teacher_is_there(config)
     teacher, data = teacher_of(config), load_data(config.data, config.image_size, config.reading)
-    finish(distillation(teacher, data, config, parsed.out), "distilling", console)
+    finish(distillation(teacher, data, config, parsed.out), "distilling", console, track)
     out = shlex.quote(str(parsed.out))
     following = f"momatch evaluate {out} && momatch report {out}"
     if data.train.captions is not None and data.train.conditions:
@@ -219,9 +229,9 @@ def check_teacher_is_there(config: DistillConfig) -> None:
         )
 
 
-def finish(run: Run, title: str, console: Console) -> None:
+def finish(run: Run, title: str, console: Console, track: Sequence[str] = ()) -> None:
     """Train a run to its end and save its model; one that is complete already is only saved again."""
-    follow(run, title, console)
+    follow(run, title, console, track)
     run.finish()
 
 
