@@ -21,6 +21,7 @@ from momatch.config.schema import (
 )
 from momatch.interop.load import load_any
 from momatch.methods import registry
+from momatch.methods.reward import RewardConfig
 from momatch.networks.configs import UNetConfig
 from momatch.training import sharding
 from momatch.training.build import distillation, teacher_training
@@ -142,6 +143,10 @@ def test_networks_cut_over_processes_train_as_whole_ones(name, tmp_path):
 def test_two_and_four_processes_train_as_one_over_fifty_steps(name, tmp_path):
     steps, counts = (50, (2, 4)) if name in ("alternating", "joint", "instant", "teacher") else (10, (4,))
     config = replace(RUNS[name], train=replace(RUNS[name].train, num_steps=steps), monitor=MonitorConfig(0))
+    if isinstance(config, DistillConfig) and isinstance(config.method, RewardConfig):  # of a finished run
+        trained(CONFIG, tmp_path / "finished")
+        method = replace(config.method, run=str(tmp_path / "finished"), reward="brightness", scale=10.0)
+        config = replace(config, method=method)
     (wanted,) = in_processes(1, tmp_path / "1", lambda: trained(config, tmp_path / "one"))
     for count in counts:
         folder = tmp_path / f"of {count}"

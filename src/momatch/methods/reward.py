@@ -88,8 +88,12 @@ class Reward(Method):
         def metrics() -> dict[str, Metric]:
             with torch.no_grad():
                 values = self.reward(x_0, batch.cond, batch.rows)
-                drift = (x_hat - x_former).square().mean().sqrt() / x_former.std()
-            found = {"reward": values.mean(), "drift": drift, "gap": gap.square().mean()}
+                far, long = (each.flatten(1).norm(dim=1) for each in (x_hat - x_former, x_former))
+            found = {
+                "reward": values.mean(),
+                "drift": (far / long.clamp(min=1e-12)).mean(),
+                "gap": gap.square().mean(),
+            }
             return {**found, **sample_statistics(x_0)}
 
         return Update({"student": loss}, metrics)
@@ -133,7 +137,7 @@ class RewardConfig(MethodConfig):
             package.module:function.
         scale: λ, how much the reward counts.
         anchor: μ, how much the distance from the first student counts; 0 leaves nothing that holds it.
-        most_drift: the distance from the first student, in standard deviations of its outputs, above which
+        most_drift: the mean distance from the first student's outputs, relative to their length, above which
             there is an alarm.
     """
 

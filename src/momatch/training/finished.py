@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from momatch.interop.load import load_student
 from momatch.models.model import Model
 from momatch.networks.lora import AdaptedNetwork
-from momatch.training import checkpoint
+from momatch.training import checkpoint, sharding
 from momatch.utils.errors import ConfigError
 from momatch.utils.run_folder import RunFolder
 
@@ -54,8 +54,11 @@ def finished(run: str, teacher: Model) -> tuple[Weights, Weights]:
     return weights, auxiliary
 
 
-def keep_auxiliary(folder: RunFolder, trainable: Mapping[str, nn.Module]) -> None:
-    """Write auxiliary.safetensors: the weights of the auxiliary's network, an adapter merged into them."""
+def auxiliary_weights(trainable: Mapping[str, nn.Module]) -> Weights:
+    """What auxiliary.safetensors holds: the weights of the auxiliary's network, an adapter merged into them.
+
+    Whole, also where they are cut over processes: all of these must ask.
+    """
     network = trainable["auxiliary"].get_submodule("network")
     plain = network.merged() if isinstance(network, AdaptedNetwork) else network
-    checkpoint.save_tensors(folder.auxiliary, plain.state_dict())
+    return {name: sharding.whole(value) for name, value in plain.state_dict().items()}

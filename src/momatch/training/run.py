@@ -29,7 +29,7 @@ from momatch.models.provenance import Inputs
 from momatch.training import checkpoint, distributed, sharding
 from momatch.training.batches import Batches
 from momatch.training.claims import alone_in, check_is_free, claim
-from momatch.training.finished import keep_auxiliary
+from momatch.training.finished import auxiliary_weights
 from momatch.training.loop import Record, state_of, train
 from momatch.training.monitor import Look, Monitor
 from momatch.training.stopping import Smoothed, Stopper
@@ -189,17 +189,19 @@ class Run:
         model = merged(sharding.gathered(self.model))
         model.denoiser.precision = "float32"  # that of training alone
         if self.directory:
-            folder = RunFolder(self.directory)
-            distributed.on_main(lambda: self._save(model, folder))
+            folder, auxiliary = RunFolder(self.directory), {}
+            if isinstance(self.config, DistillConfig) and self.config.keep_auxiliary:
+                auxiliary = auxiliary_weights(self.method.trainable)
+            distributed.on_main(lambda: self._save(model, folder, auxiliary))
         return model
 
-    def _save(self, model: Model, folder: RunFolder) -> None:
+    def _save(self, model: Model, folder: RunFolder, auxiliary: dict[str, torch.Tensor]) -> None:
         distilled = isinstance(self.config, DistillConfig)
         home = folder.model("student" if distilled else "teacher")
         model.save(home)
         save_adapter(self.model, home / "lora")
-        if isinstance(self.config, DistillConfig) and self.config.keep_auxiliary:
-            keep_auxiliary(folder, self.method.trainable)
+        if auxiliary:
+            checkpoint.save_tensors(folder.auxiliary, auxiliary)
         if not distilled:
             moments = checkpoint.second_moments(folder.checkpoints, "teacher", self.config.optim.beta2)
             checkpoint.save_tensors(home / SECOND_MOMENTS, moments)
