@@ -102,14 +102,16 @@ def test_at_most_two_checkpoints_are_kept_and_no_temporary_file(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "a flipped byte"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "a flipped byte", "another step"])
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_taken(tmp_path, damage):
     run(matching(), 12, tmp_path, stop_after=10)
     before, newest = checkpoint.paths(tmp_path)
     content = bytearray(newest.read_bytes())
     content[-100] ^= 1  # the last bit of a weight
-    whole = {"truncated": content[: len(content) // 2], "empty": b"", "a flipped byte": content}[damage]
-    newest.write_bytes(whole)
+    stepped = newest.read_bytes().replace(b'step\\": 10', b'step\\": 30')
+    assert len(stepped) == len(content) and stepped != newest.read_bytes()
+    whole = {"truncated": content[: len(content) // 2], "empty": b"", "a flipped byte": content}
+    newest.write_bytes({**whole, "another step": stepped}[damage])
     with pytest.warns(Notice, match=f"{newest} is damaged.*going on from {before.name}, the last good one"):
         resumed = run(matching(), 12, tmp_path)
     unbroken = run(matching(), 12, None)

@@ -109,6 +109,7 @@ def test_broken_files_are_one_sentence(tmp_path):
     with pytest.raises(DataError, match=r"\(119,\), .* \(120, 28, 28\); fetch both again"):
         load_data(str(source))
     labels.unlink()
+    (source / "t10k-labels-idx1-ubyte").unlink()
     assert set(load_data(str(source)).train.labels.tolist()) == {0}  # no labels, no classes
     (source / "train-images-idx3-ubyte.gz").write_bytes(good)
     with pytest.raises(DataError, match="both images of the same part"):
@@ -154,3 +155,10 @@ def test_the_shipped_classifier_is_as_accurate_as_its_note_says():
 def test_a_file_that_cannot_be_opened_is_one_sentence(tmp_path):
     with pytest.raises(DataError, match="cannot read"):
         read_idx(tmp_path / "nothing")
+
+
+def test_labels_of_one_part_alone_are_refused(tmp_path):
+    source = publish(tmp_path / "clothes")
+    (source / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError, match="has labels of one part of its images alone"):
+        load_data(source)

@@ -85,6 +85,8 @@ class Idx(Collection):
         if train is None:
             raise DataError(f"{tree.root} has test images but no train-images-idx3-ubyte; add it")
         parts = [train] if test is None else [train, test]
+        if len(self.files) % len(parts):
+            raise DataError(f"{tree.root} has labels of one part of its images alone; fetch the others too")
         shapes = [images.shape[1:] for images, _ in parts]
         if len(set(shapes)) > 1:
             raise DataError(f"{tree.root} has training images of {shapes[0]} and test images of {shapes[1]}")

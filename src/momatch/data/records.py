@@ -126,8 +126,12 @@ def _dataset_lines(file: Path, text: str) -> Iterable[tuple[str, dict[str, Any]]
 
 
 def _csv_lines(file: Path, text: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    rows = csv.DictReader(io.StringIO(text, newline=""))
+    rows = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     try:
+        names = list(rows.fieldnames or ())
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"{file} has the column {twice[0]} twice; take one away")
         if "file_name" not in (rows.fieldnames or ()):
             have = ", ".join(map(str, rows.fieldnames or ())) or "nothing"
             raise DataError(f"{file} has no column file_name (it has {have}); add it to the first line")

@@ -141,6 +141,8 @@ def _labels(path: Path, labels: np.ndarray | None, rows: int) -> Tensor:
 
 
 def _by_group(data: ImageSet, groups: np.ndarray, path: Path) -> Split:
+    if groups.ndim != 1 or len(groups) != len(data):
+        raise DataError(f"{path}: group has the shape {groups.shape}; give one for each of {len(data)} rows")
     names, member = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         raise DataError(f"{path}: all rows are of one group, so none can be held out; leave group away")

@@ -35,7 +35,8 @@ class ZipTree(Tree):
         self._members: dict[Path, ZipInfo] = {}
         for info in self._archive.infolist():
             self._take(info)
-        self.files = sorted(file for file in self._members if file not in set(self.hidden))
+        hidden = set(self.hidden)
+        self.files = sorted(file for file in self._members if file not in hidden)
 
     def contents(self, file: Path) -> Path | bytes:
         """See `Tree`."""

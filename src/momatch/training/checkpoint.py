@@ -187,6 +187,8 @@ def _read(path: Path, remedy: str) -> _File:
         progress = Progress(**json.loads(metadata["progress"]))
     except (KeyError, TypeError, ValueError):
         raise _DamageError("it does not say how far it is") from None
+    if f"step-{progress.step:08d}" != path.stem:  # the fingerprint is of the tensors alone
+        raise _DamageError(f"it says step {progress.step}, unlike its name")
     return _File(path, progress, tensors, remedy)
 
 

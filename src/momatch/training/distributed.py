@@ -1,6 +1,6 @@
 """Several processes that train as one: what they say to each other. Nothing else knows of ranks.
 
-    torchrun --nproc-per-node 8 -m momatch distill RECIPE --out DIR
+    torchrun --nproc-per-node 8 -m -- momatch distill RECIPE --out DIR
 
 torch.distributed is the engine: gloo between CPUs, nccl between GPUs. The batch is global, and every process
 holds an equal part of it; losses are means, so the mean of the parts' gradients is that of the whole batch.
