@@ -14,6 +14,7 @@ import momatch
 from momatch import cli
 from momatch.config.schema import GuidanceConfig, MonitorConfig, TrainConfig
 from momatch.data.images import ImageSet, Split
+from momatch.data.reading import Reading
 from momatch.data.sources import load_data
 from momatch.evaluation import vectors
 from momatch.networks.configs import MLPConfig
@@ -64,6 +65,19 @@ def test_labels_are_classes(tmp_path):
     assert split.train.num_classes == 3 and split.heldout.labels.bincount().tolist() == [10, 10, 10]
 
 
+def test_labels_of_a_larger_set_are_said_and_may_be_numbered_anew(tmp_path):
+    np.savez(tmp_path / "a.npz", x=arrays()["x"], label=np.arange(N) % 2 * 150)
+    with pytest.warns(Notice, match=r"read 300 rows of x \(8×2\); 151 classes, 149 of them without a row"):
+        assert load_data(tmp_path / "a.npz").train.num_classes == 151
+    with pytest.warns(Notice, match="; 2 classes"):
+        anew = load_data(tmp_path / "a.npz", reading=Reading(renumber_labels=True))
+    assert anew.train.num_classes == 2 and set(anew.train.labels.tolist()) == {0, 1}
+    assert load_data(tmp_path / "a.npz", reading=Reading(num_classes=200)).train.num_classes == 200
+    np.savez(tmp_path / "b.npz", x=arrays()["x"], label=np.arange(N) * 2)
+    with pytest.raises(UsageError, match="labels from 0 to 598 on 300 rows; .*--num-classes 599"):
+        load_data(tmp_path / "b.npz")
+
+
 def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path):
     good = arrays()
     bad = good["x"].copy()
@@ -75,7 +89,8 @@ def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path):
         ("few", {name: rows[:50] for name, rows in good.items()}, "holds 50 rows of x; 100 or more"),
         ("same", {"x": np.zeros_like(good["x"])}, "all numbers of x are the same"),
         ("text", {"obs": np.array(["a"] * N)}, "obs is of type <U1; give numbers"),
-        ("label", {"label": np.full(N, -1)}, "label must be whole numbers from 0"),
+        ("label", {"label": np.full(N, -1)}, "labels from -1 to -1 on 300 rows; labels count from 0"),
+        ("half", {"label": np.full(N, 0.5)}, "label must be whole numbers from 0"),
         ("group", {"group": np.zeros(N)}, "all rows are of one group"),
     ]:
         np.savez(tmp_path / f"{name}.npz", **{**good, **changed})

@@ -295,3 +295,26 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
 def test_a_picture_that_was_not_fetched_says_so(tmp_path, make):
     with pytest.raises(DataError, match="is a pointer of Git LFS, not the picture; run git lfs pull"):
         open_collection(str(make(tmp_path))).item(0)
+
+
+@pytest.mark.parametrize(
+    ("header", "label"), [("Label", "Label"), ("CLASS ", "CLASS "), ("LABELS", "LABELS")]
+)
+def test_fields_are_known_however_they_are_spelt(tmp_path, header, label):
+    table = f"file_name,Text,{header}\n0.png,a cat,3\n1.png,a dog,4\n".encode()
+    found = open_collection(str(put(tmp_path, {**PICTURES, "metadata.csv": table})))
+    assert captions(tmp_path) == {0: "a cat", 1: "a dog"} and list(found.labels) == [3, 4]
+
+
+def test_the_exact_name_of_a_field_goes_first(tmp_path):
+    table = b"file_name,Label,label\n0.png,8,3\n1.png,9,4\n"
+    found = open_collection(str(put(tmp_path, {**PICTURES, "metadata.csv": table})))
+    assert list(found.labels) == [3, 4]
+
+
+def test_fields_that_may_be_labels_are_named_when_no_label_is_read(tmp_path):
+    table = b"file_name,text,category,split\n0.png,a cat,pets,a\n1.png,a dog,pets,b\n"
+    found = open_collection(str(put(tmp_path / "a", {**PICTURES, "metadata.csv": table})))
+    assert "of its fields category, split none is called label" in found.summary()
+    plain = put(tmp_path / "b", {**PICTURES, "metadata.jsonl": LINES})
+    assert "no label" not in open_collection(str(plain)).summary()

@@ -91,3 +91,22 @@ def test_only_some_of_many_pictures_are_opened(tmp_path, capsys):
 def test_mistakes_are_one_sentence(tmp_path, capsys, arguments, says):
     code, out, err = said(capsys, *[argument.format(tmp=tmp_path) for argument in arguments])
     assert code == 2 and says in err and err.count("\n") == 1 and not out
+
+
+def test_vectors_are_described(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    arrays = {"x": rng.normal(size=(200, 8, 2)), "obs": rng.normal(size=(200, 3))}
+    np.savez(tmp_path / "a.npz", **arrays, label=np.arange(200) % 2 * 150, group=np.arange(200) // 10)
+    code, out, err = said(capsys, tmp_path / "a.npz")
+    assert (
+        code == 0
+        and not err
+        and out
+        == (
+            f"{tmp_path / 'a.npz'}: read 200 rows of x (8×2); conditions obs (3); 151 classes, 149 of them "
+            "without a row; 20 groups\n"
+        )
+    )
+    assert "; 2 classes; 20 groups" in said(capsys, tmp_path / "a.npz", "--renumber-labels")[1]
+    code, _, err = said(capsys, tmp_path / "a.npz", "--sheet", tmp_path / "s.png")
+    assert code == 2 and "holds vectors; leave it out" in err

@@ -19,9 +19,11 @@ from momatch.data.folders import listed
 from momatch.data.image_io import DataError, with_channels
 from momatch.data.prepared import is_prepared
 from momatch.data.reading import USUAL, Reading
+from momatch.data.records import check_labels
 from momatch.data.rows import spread, to_unit
-from momatch.data.sources import BY_NAME, MIN_PICTURES, check_labels, open_collection
+from momatch.data.sources import BY_NAME, MIN_PICTURES, open_collection
 from momatch.data.survey import Survey, survey
+from momatch.data.vectors import is_vectors, read_vectors
 from momatch.evaluation.report import plots
 from momatch.utils.errors import UsageError
 from momatch.utils.text import count_of
@@ -35,7 +37,7 @@ class InspectArguments:
     """Say what would be read of data, in which classes, and what left out; nothing is changed.
 
     Attributes:
-        data: a folder of pictures, an .npz, tars, or hf:ORG/NAME[:SPLIT].
+        data: a folder of pictures, an .npz, tars, a file of vectors, or hf:ORG/NAME[:SPLIT].
         most: pictures that are opened at most, evenly spread.
         sheet: where to write a contact sheet, a .png; none is written if left out.
         num: pictures on the contact sheet, classes one after the other.
@@ -59,6 +61,13 @@ def inspect(arguments: list[str], console: Console) -> None:
             raise UsageError(f"--{name} is {getattr(parsed, name)}; give a number of pictures")
     if parsed.data in BY_NAME or is_prepared(Path(parsed.data)):
         raise UsageError(f"{parsed.data} is ready for use as it is; inspect is for pictures of your own")
+    if is_vectors(Path(parsed.data)):
+        if parsed.sheet:
+            raise UsageError(f"--sheet draws pictures, and {parsed.data} holds vectors; leave it out")
+        console.print(
+            f"{parsed.data}: {read_vectors(Path(parsed.data), parsed.reading).summary()}", soft_wrap=True
+        )
+        return
     found = open_collection(parsed.data, parsed.reading)
     seen = survey(found, parsed.most)
     for line in report(parsed.data, found, seen, parsed.reading.num_classes):

@@ -24,6 +24,7 @@ from momatch.data.records import (
     METADATA,
     Labels,
     Record,
+    all_fields,
     as_caption,
     as_number,
     column,
@@ -31,6 +32,7 @@ from momatch.data.records import (
     empty_note,
     fields_help,
     is_dataset,
+    no_label_note,
     read_records,
     to_labels,
 )
@@ -133,8 +135,7 @@ class Collection(ABC):
             shown = [f"{name} {count:,}" for _, name, count in self.class_counts()]
             more = len(shown) - LISTED_CLASSES
             shown = [*shown[:LISTED_CLASSES], f"and {more:,} more"] if more > 0 else shown
-            plural = "class" if len(self.class_names) == 1 else "classes"
-            words += f" of {len(self.class_names):,} {plural} ({', '.join(shown)})"
+            words += f" of {count_of(len(self.class_names), 'class', 'classes')} ({', '.join(shown)})"
         empty = self.empty_labels
         some = [f"{empty:,} of the labels 0 to {max(self.labels or [0])} have no picture"] if empty else []
         left_out = [f"left out {listed(self.left_out)}"] if self.left_out else []
@@ -169,14 +170,21 @@ class ImageFolder(Collection):
             labels = to_labels(values, str(self.path), known)
             self.class_names = labels.names
             kept = self._with_label(labels, records)
-        elif len({record.file.parent for record in records}) > 1:
-            self.notes += ["its subfolders are not read as classes, since its metadata has no label"]
+        else:
+            self._note_no_label(records)
         self.records = [records[i] for i in kept]
         self.captions = captions and [captions[i] for i in kept]
         if self.captions and None in self.captions:
             self.notes += [empty_note(self.captions.count(None))]
             self.captions = ["" if caption is None else caption for caption in self.captions]
         self.left_out = tree.without([*metadata, *(record.file for record in records)])
+
+    def _note_no_label(self, records: Sequence[Record]) -> None:
+        """Say what is not read as a label, though it may have been meant for one."""
+        if len({record.file.parent for record in records}) > 1:
+            self.notes += ["its subfolders are not read as classes, since its metadata has no label"]
+        if note := no_label_note(all_fields(record.entries for record in records)):
+            self.notes += [note]
 
     def _with_label(self, labels: Labels, records: Sequence[Record]) -> list[int]:
         """The places of the records that have one."""

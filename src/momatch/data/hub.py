@@ -8,7 +8,7 @@ from typing import Any
 from momatch.data.collections import Collection, Item, digest
 from momatch.data.image_io import DataError, to_picture
 from momatch.data.reading import USUAL, Reading
-from momatch.data.records import CAPTION_FIELDS, LABEL_FIELDS, as_caption, to_labels
+from momatch.data.records import CAPTION_FIELDS, LABEL_FIELDS, as_caption, to_labels, usual_field
 from momatch.utils.text import first_line
 
 PREFIX = "hf:"
@@ -107,7 +107,7 @@ def _picture_column(dataset: Any, source: str) -> str:
 def _caption_column(dataset: Any, wanted: str, source: str) -> str | None:
     _check_column(dataset, wanted, source)
     texts = [name for name, f in dataset.features.items() if getattr(f, "dtype", "") in _TEXTS]
-    usual = next((name for name in CAPTION_FIELDS if name in dataset.features), None)
+    usual = usual_field([dataset.features], CAPTION_FIELDS)
     return wanted or usual or (texts[0] if len(texts) == 1 else None)
 
 
@@ -116,7 +116,7 @@ def _label_column(dataset: Any, wanted: str, source: str) -> str | None:
 
     _check_column(dataset, wanted, source)
     classes = [name for name, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)]
-    usual = next((name for name in LABEL_FIELDS if name in dataset.features), None)
+    usual = usual_field([dataset.features], LABEL_FIELDS)
     return wanted or (classes[0] if classes else usual)
 
 

@@ -19,6 +19,7 @@ LABEL_FIELDS = ("label", "labels", "class")
 METADATA = ("metadata.jsonl", "metadata.csv")  # where a folder has both, the first is read
 DATASET = "dataset.json"  # of StyleGAN and EDM: {"labels": [["00000/img00000000.png", 6], …]}, or null
 MAX_LABEL = 2**31
+MOST_FIELDS = 8  # that a note lists
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def column(
     Raises:
         DataError: if it is absent from a record that must have it.
     """
-    name = wanted or next((name for name in usual if any(name in record for _, record in rows)), None)
+    name = wanted or usual_field((record for _, record in rows), usual)
     if name is None:
         return None
     values = [record.get(name) for _, record in rows]
@@ -195,6 +196,29 @@ def column(
         have = ", ".join(record) or "nothing"
         raise DataError(f"{where} has no field {name!r} (it has {have}); add it, or name another field")
     return values
+
+
+def usual_field(records: Iterable[Mapping[str, Any]], usual: Iterable[str]) -> str | None:
+    """The first of the usual names that any record has, as the record writes it: Label is label, too."""
+    fields = all_fields(records)
+    plain = {field.strip().lower(): field for field in reversed(fields)}
+    return next((name if name in fields else plain[name] for name in usual if name in plain), None)
+
+
+def all_fields(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of all fields, in the order of their first appearance."""
+    return list(dict.fromkeys(field for record in records for field in record))
+
+
+def no_label_note(fields: Iterable[str]) -> str:
+    """What a summary says of fields that may have been meant for a label; "" if there are none."""
+    others = [field for field in fields if field not in ("file_name", *CAPTION_FIELDS)]
+    if not others:
+        return ""
+    return (
+        f"no label is read: of its fields {', '.join(others[:MOST_FIELDS])} none is called "
+        f"{' or '.join(LABEL_FIELDS)}; name one by --label-field, if there is one"
+    )
 
 
 def to_labels(values: Sequence[Any], name: str, read: Callable[[str], Any] | None = None) -> Labels:
@@ -223,6 +247,36 @@ def to_labels(values: Sequence[Any], name: str, read: Callable[[str], Any] | Non
     names = class_order(there)
     number = {value: i for i, value in enumerate(names)}
     return Labels([None if value is None else number[value] for value in values], names)
+
+
+def check_labels(
+    labels: Sequence[int], named: int, num_classes: int, source: str, kind: str = "pictures"
+) -> int:
+    """How many classes labels are of.
+
+    Args:
+        labels: of each row.
+        named: classes that have names.
+        num_classes: that there are, as the user says; 0 if nothing was said.
+        source: whose they are, for errors.
+        kind: what the rows are, for errors.
+
+    Raises:
+        DataError: if labels are negative, or run so far that they can hardly be counted from 0.
+    """
+    low, high = min(labels), max(labels)
+    most = num_classes or max(len(labels), named)
+    if not 0 <= low <= high < most:
+        remedy = "labels count from 0, one for each class"
+        if num_classes:
+            remedy += f", and num_classes is {num_classes}"
+        elif low >= 0:
+            remedy += (
+                f"; if these are some of more classes, say how many by --num-classes {high + 1}, or "
+                "have them numbered anew by --renumber-labels"
+            )
+        raise DataError(f"{source} has labels from {low} to {high} on {len(labels)} {kind}; {remedy}")
+    return num_classes or max(high + 1, named)
 
 
 def as_number(text: str) -> int | str:

@@ -17,12 +17,14 @@ from momatch.data.reading import USUAL, Reading
 from momatch.data.records import (
     CAPTION_FIELDS,
     LABEL_FIELDS,
+    all_fields,
     as_caption,
     as_number,
     column,
     empty_note,
     read_text,
     to_labels,
+    usual_field,
 )
 from momatch.data.rows import spread
 
@@ -116,11 +118,12 @@ class Samples(Collection):
 
     def _field(self, records: list[dict[str, Any]], wanted: str, usual: tuple[str, ...]) -> str | None:
         """`wanted`, or the first of the usual names that any record has."""
-        name = next((n for n in ((wanted,) if wanted else usual) if any(n in r for r in records)), None)
-        if wanted and name is None:
+        if not wanted:
+            return usual_field(records, usual)
+        if wanted not in all_fields(records):
             have = ", ".join(records[0]) or "none"
             raise DataError(f"no sample has a field {wanted!r}; the first has {have}; name another")
-        return name
+        return wanted
 
     def _get(self, record: dict[str, Any], name: str, sample: Sample) -> Any:
         if record.get(name) is None:

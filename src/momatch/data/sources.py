@@ -5,7 +5,6 @@ files, an .npz, a tar or on the hub, or what `momatch prepare` made of them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from momatch.data.image_io import DataError
 from momatch.data.images import ImageSet, Split, random_split, stratified_split
 from momatch.data.prepared import is_prepared, load_prepared
 from momatch.data.reading import USUAL, Reading
+from momatch.data.records import check_labels
 from momatch.data.rows import Pixels
 from momatch.data.samples import Folder
 from momatch.data.tars import TARS, Tars, expand
@@ -85,7 +85,7 @@ def load_data(source: str | Path, image_size: int = 0, reading: Reading = USUAL)
             raise DataError(
                 f"image_size is {image_size}, but {source} holds vectors, no pictures; leave it out"
             )
-        return load_vectors(Path(source))
+        return load_vectors(Path(source), reading)
     collection = open_collection(source, reading)
     if isinstance(collection, Idx):
         return _idx_split(collection, source, image_size, reading)
@@ -116,33 +116,6 @@ def available(source: str) -> bool:
     return (
         fashion.folder() is not None if source == fashion.NAME else source in BY_NAME or Path(source).exists()
     )
-
-
-def check_labels(labels: Sequence[int], named: int, num_classes: int, source: str) -> int:
-    """How many classes labels are of.
-
-    Args:
-        labels: of each picture.
-        named: classes that have names.
-        num_classes: that there are, as the user says; 0 if nothing was said.
-        source: whose they are, for errors.
-
-    Raises:
-        DataError: if labels are negative, or run so far that they can hardly be counted from 0.
-    """
-    low, high = min(labels), max(labels)
-    most = num_classes or max(len(labels), named)
-    if not 0 <= low <= high < most:
-        remedy = "labels count from 0, one for each class"
-        if num_classes:
-            remedy += f", and num_classes is {num_classes}"
-        elif low >= 0:
-            remedy += (
-                f"; if these are some of more classes, say how many by --num-classes {high + 1}, or "
-                "have them numbered anew by --renumber-labels"
-            )
-        raise DataError(f"{source} has labels from {low} to {high} on {len(labels)} pictures; {remedy}")
-    return num_classes or max(high + 1, named)
 
 
 def open_collection(source: str, reading: Reading = USUAL) -> Collection:

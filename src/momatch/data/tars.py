@@ -22,7 +22,7 @@ from momatch.data.collections import digest
 from momatch.data.folders import HIDDEN, OF_SYSTEMS, SPLITS, WITHOUT_ENDING
 from momatch.data.image_io import SUFFIXES, DataError
 from momatch.data.reading import USUAL, Reading
-from momatch.data.records import CAPTION_FIELDS, LABEL_FIELDS, empty_note
+from momatch.data.records import CAPTION_FIELDS, LABEL_FIELDS, all_fields, empty_note, no_label_note
 from momatch.data.samples import RECORDS, Sample, Samples
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -70,6 +70,8 @@ class Tars(Samples):
             self._take_labels(label)
         else:
             self._classes_by_folder()
+            if not self.class_names and (note := no_label_note(all_fields(records))):
+                self.notes += [note]
         self._note_splits()
 
     def identity(self) -> str:

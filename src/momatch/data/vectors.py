@@ -11,6 +11,7 @@ A file of arrays, .npz or .safetensors, all with a row for each sample:
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from torch import Tensor
 
 from momatch.data.image_io import DataError
 from momatch.data.images import ImageSet, Split, random_split, stratified_split
+from momatch.data.reading import USUAL, Reading
+from momatch.data.records import check_labels
 from momatch.utils.errors import Notice
-from momatch.utils.text import first_line
+from momatch.utils.text import count_of, first_line
 
 X, LABEL, GROUP = "x", "label", "group"
 SUFFIXES = (".npz", ".safetensors")
@@ -39,8 +42,47 @@ def is_vectors(path: Path) -> bool:
         return False
 
 
-def load_vectors(path: Path) -> Split:
-    """Training and held-out rows of a file; the same tenth is held out always, of groups where it has any.
+@dataclass(frozen=True)
+class Vectors:
+    """What a file of arrays holds, every array with the same rows.
+
+    Attributes:
+        path: the file.
+        x: (N, …) float32.
+        conditions: (N, …) float32 each, by name.
+        labels: (N,) int64, or None.
+        groups: (N,) which group each row is of, counted from 0, or None.
+        num_classes: how many classes the labels are of; 1 without labels.
+    """
+
+    path: Path
+    x: Tensor
+    conditions: dict[str, Tensor]
+    labels: Tensor | None
+    groups: Tensor | None
+    num_classes: int = 1
+
+    def summary(self) -> str:
+        """'read 2,000 rows of x (16×2); conditions obs (4); 3 classes; 40 groups'."""
+        words = [f"read {len(self.x):,} rows of x ({_by(self.x.shape[1:])})"]
+        if self.conditions:
+            shapes = ", ".join(f"{name} ({_by(rows.shape[1:])})" for name, rows in self.conditions.items())
+            words += [f"conditions {shapes}"]
+        if self.labels is not None:
+            empty = self.num_classes - len(self.labels.unique())
+            lacking = f", {empty:,} of them without a row" if empty else ""
+            words += [f"{count_of(self.num_classes, 'class', 'classes')}{lacking}"]
+        if self.groups is not None:
+            words += [count_of(int(self.groups.max()) + 1, "group")]
+        return "; ".join(words)
+
+
+def read_vectors(path: Path, reading: Reading = USUAL) -> Vectors:
+    """The arrays of a file; a `Notice` says so where x is not of about unit scale.
+
+    Args:
+        path: .npz or .safetensors.
+        reading: of it, how many classes there are, and whether labels are numbered anew.
 
     Raises:
         DataError: if arrays are missing, do not fit each other, or are not finite numbers.
@@ -66,18 +108,38 @@ def load_vectors(path: Path) -> Split:
     std = float(x.std())
     if not USUAL_STD[0] <= std <= USUAL_STD[1]:
         _check_scale(path, std)
-    whole = _labels(path, labels, rows)
+    found = None if labels is None else _labels(path, labels)
+    if found is not None and reading.renumber_labels:
+        found = found.unique(return_inverse=True)[1]
+    classes = 1 if found is None else check_labels(found.tolist(), 0, reading.num_classes, f"{path}", "rows")
+    return Vectors(path, x, tensors, found, None if groups is None else _groups(path, groups), classes)
+
+
+def load_vectors(path: Path, reading: Reading = USUAL) -> Split:
+    """Training and held-out rows of a file; the same tenth is held out always, of groups where it has any.
+
+    A `Notice` says what was read.
+
+    Args:
+        path: .npz or .safetensors.
+        reading: see `read_vectors`.
+
+    Raises:
+        DataError: see `read_vectors`.
+    """
+    found = read_vectors(path, reading)
+    warnings.warn(f"{path}: {found.summary()}", Notice, stacklevel=2)
     data = ImageSet(
-        x,
-        whole,
-        int(whole.max()) + 1,
+        found.x,
+        torch.zeros(len(found.x), dtype=torch.int64) if found.labels is None else found.labels,
+        found.num_classes,
         path.stem,
-        conditions=tensors,
-        null_condition={name: torch.zeros(rows.shape[1:]) for name, rows in tensors.items()},
+        conditions=found.conditions,
+        null_condition={name: torch.zeros(rows.shape[1:]) for name, rows in found.conditions.items()},
         space="vectors",
     )
-    if groups is not None:
-        return _by_group(data, groups, path)
+    if found.groups is not None:
+        return _by_group(data, found.groups, path)
     split = stratified_split(data, HELDOUT_FRACTION, seed=0)
     if len(split.heldout) < HELDOUT_FRACTION * len(data) / 2:
         split = random_split(data, HELDOUT_FRACTION, seed=0)
@@ -132,24 +194,31 @@ def _numbers(path: Path, name: str, array: np.ndarray) -> Tensor:
     return tensor
 
 
-def _labels(path: Path, labels: np.ndarray | None, rows: int) -> Tensor:
-    if labels is None:
-        return torch.zeros(rows, dtype=torch.int64)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= rows:
+def _labels(path: Path, labels: np.ndarray) -> Tensor:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(f"{path}: label must be whole numbers from 0, one for each row")
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _by_group(data: ImageSet, groups: np.ndarray, path: Path) -> Split:
-    if groups.ndim != 1 or len(groups) != len(data):
-        raise DataError(f"{path}: group has the shape {groups.shape}; give one for each of {len(data)} rows")
-    names, member = np.unique(groups, return_inverse=True)
-    if len(names) < 2:
+def _groups(path: Path, groups: np.ndarray) -> Tensor:
+    if groups.ndim != 1:
+        raise DataError(
+            f"{path}: group has the shape {groups.shape}; give one for each of {len(groups)} rows"
+        )
+    return torch.from_numpy(np.unique(groups, return_inverse=True)[1].reshape(-1))
+
+
+def _by_group(data: ImageSet, groups: Tensor, path: Path) -> Split:
+    number = int(groups.max()) + 1
+    if number < 2:
         raise DataError(f"{path}: all rows are of one group, so none can be held out; leave group away")
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))
-    count = max(1, round(len(names) * HELDOUT_FRACTION))
-    held = torch.from_numpy(np.isin(member.reshape(-1), order[:count].numpy()))
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(0))
+    held = torch.isin(groups, order[: max(1, round(number * HELDOUT_FRACTION))])
     return Split(
         data.subset((~held).nonzero().flatten(), f"{data.name}-train"),
         data.subset(held.nonzero().flatten(), f"{data.name}-heldout"),
     )
+
+
+def _by(shape: torch.Size) -> str:
+    return "×".join(map(str, shape))

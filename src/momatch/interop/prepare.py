@@ -26,7 +26,8 @@ from torch import Tensor
 from momatch.data import prepared
 from momatch.data.collections import Collection, Item, digest
 from momatch.data.reading import Reading
-from momatch.data.sources import BY_NAME, check_labels, open_collection
+from momatch.data.records import check_labels
+from momatch.data.sources import BY_NAME, open_collection
 from momatch.interop.encoders import Encoders, SentenceEncoders
 from momatch.utils import devices
 from momatch.utils.errors import Notice, UsageError
@@ -297,10 +298,12 @@ def _with_captions(
             "--captions ignore, or another pipeline"
         )
     if encoders.has_text and not pictures.has_captions:
-        asker = f"the pipeline {config.teacher} is asked by prompts"
+        lacks = f"but {source} has no captions: {pictures.caption_help}"
+        if config.teacher:
+            raise UsageError(f"the pipeline {config.teacher} is asked by prompts, {lacks}")
         raise UsageError(
-            f"{asker if config.teacher else '--text-encoder is for captions'}, but {source} has no captions: "
-            f"{pictures.caption_help}"
+            f"--text-encoder is for captions, {lacks}. Without captions there is nothing to prepare: give "
+            f"train-teacher --data {source} as it is"
         )
     return pictures.has_captions
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def count_of(n: int, noun: str) -> str:
-    """'1 step', '8 steps'."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+def count_of(n: int, noun: str, plural: str = "") -> str:
+    """'1 step', '8 steps'; the plural if it is not just an s more."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {plural or noun + 's'}"
 
 
 def counts_of(numbers: Sequence[int], noun: str) -> str:
