@@ -15,6 +15,7 @@ from test_formats import zipped
 from test_teachers import checkpoint
 
 from momatch.cli import main
+from momatch.cli.conditions import label_cond
 from momatch.cli.evaluate import data_for
 from momatch.cli.inspect import InspectArguments
 from momatch.cli.parsing import parse
@@ -29,6 +30,7 @@ from momatch.models.model import ModelError
 from momatch.models.provenance import Provenance
 from momatch.training.build import teacher_of
 from momatch.utils.errors import ConfigError, Notice, UsageError
+from tiny_models import make_teacher
 
 
 def items(source, **reading):
@@ -307,3 +309,17 @@ def test_prepare_takes_every_option_of_reading():
     options = {"num_classes": 3, "empty_captions": True, "max_megapixels": 1, "anywhere": True}
     assert PrepareConfig(**options).reading == WANTED
     assert PrepareConfig(renumber_labels=True).reading == Reading(renumber_labels=True)
+
+
+def test_labels_may_be_asked_for_by_name():
+    model = replace(make_teacher(), provenance=Provenance(role="teacher", class_names=("cat", "dog", "7")))
+    assert label_cond("dog,cat", 5, model)["label"].tolist() == [1, 0, 1, 0, 1]
+    assert label_cond("2, cat", 2, model)["label"].tolist() == [2, 0]
+    for labels, sentence in {
+        "cow": "this model has no class 'cow'; it has cat, dog, 7",
+        "7": "7 is out of range",  # a number is a number, whatever classes are called
+        "-1": "-1 is out of range",
+        "--1": "is not a list of whole numbers",
+    }.items():
+        with pytest.raises(UsageError, match=sentence):
+            label_cond(labels, 2, model)

@@ -14,15 +14,17 @@ from momatch.models.model import Model
 from momatch.utils.errors import UsageError
 from momatch.utils.text import first_line
 
+MOST_NAMES = 12  # that an error lists
+
 
 def label_cond(labels: str | None, num: int, model: Model) -> Cond | None:
-    """The condition for `num` samples: the given labels in turn, or all in turn."""
+    """The condition for `num` samples: the given labels, numbers or names, in turn, or all in turn."""
     if labels is None:
         return {"label": torch.arange(num) % model.num_classes} if model.num_classes else None
     if not model.num_classes:
         what = "takes text; ask by --prompt" if model.cond_shapes else "is unconditional; leave labels out"
         raise UsageError(f"--labels {labels}: this model {what}")
-    chosen = torch.tensor(integers(labels, "--labels"))
+    chosen = torch.tensor(_numbered(labels, model.provenance.class_names))
     wrong = chosen[(chosen < 0) | (chosen >= model.num_classes)]
     if len(wrong):
         raise UsageError(
@@ -30,6 +32,19 @@ def label_cond(labels: str | None, num: int, model: Model) -> Cond | None:
             f"this model knows 0 to {model.num_classes - 1}"
         )
     return {"label": chosen[torch.arange(num) % len(chosen)]}
+
+
+def _numbered(labels: str, names: Sequence[str]) -> tuple[int, ...]:
+    """Labels as numbers; a name that is itself a number is one, since labels are shown as numbers, too."""
+    if not names:
+        return integers(labels, "--labels")
+    words = [word.strip() for word in labels.split(",")]
+    unknown = [word for word in words if word not in names and not word.lstrip("-").isdecimal()]
+    if unknown:
+        known = ", ".join(names[:MOST_NAMES]) + (", …" if len(names) > MOST_NAMES else "")
+        raise UsageError(f"--labels {labels}: this model has no class {unknown[0]!r}; it has {known}")
+    numbers = [word if word.lstrip("-").isdecimal() else str(names.index(word)) for word in words]
+    return integers(",".join(numbers), "--labels")
 
 
 def given_cond(given: Sequence[str], num: int, model: Model) -> Cond:

@@ -43,7 +43,7 @@ class SampleArguments:
         run: folder of a run or of a model, or "digits" for the built-in teacher.
         steps: network calls a sample; what the model was made for, if left out.
         num: how many, of all prompts together; 64, or 8 for each prompt, if left out.
-        labels: classes to ask for, such as 0,1,2, taken in turn; all in turn if left out.
+        labels: classes to ask for, such as 0,1,2 or cat,dog, taken in turn; all in turn if left out.
         prompt: a text to ask for, of a model that takes text; may be given more than once, each becomes a
             column of the grid.
         cond: what to ask a model of vectors or trajectories for, NAME=FILE.npy, rows taken in turn; may be
