@@ -29,7 +29,7 @@ def check_fit(model: Model, images: ImageSet) -> None:
     if shape != model.sample_shape:
         raise ConfigError(
             f"the data ({images.name}) are {what} of shape {shape}, the model makes "
-            f"{model.sample_shape}; {REMEDY}"
+            f"{model.sample_shape}; {_shape_remedy(images, model.sample_shape)}"
         )
     if model.num_classes > 1 and images.num_classes < 2 and "label" not in model.denoiser.null_values:
         raise ConfigError(
@@ -45,6 +45,14 @@ def check_fit(model: Model, images: ImageSet) -> None:
     for name, wanted in model.cond_shapes.items():
         if name in images.conditions or not isinstance(model.denoiser.null_values.get(name), float):
             _check_condition(model, images, name, wanted)  # a number is a default, a guidance strength say
+
+
+def _shape_remedy(images: ImageSet, wanted: tuple[int, ...]) -> str:
+    """Another side, where that is all that differs."""
+    found = tuple(images.images.shape[1:])
+    if images.space != "pixels" or found[0] != wanted[0] or len({*wanted[1:]}) > 1:
+        return REMEDY
+    return f"--image-size {wanted[-1]} reduces those of a folder or of tars, or {REMEDY}"
 
 
 def _check_condition(model: Model, images: ImageSet, name: str, wanted: tuple[int, ...]) -> None:
