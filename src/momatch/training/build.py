@@ -327,43 +327,12 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         UsageError: if there is no such device.
     """
     images = data.train
+    shape = _shape_for(images, config.network)
+    conditions = _conditions_for(images, shape)
     num_classes = images.num_classes if images.num_classes > 1 else 0
-    shape = tuple(images.images.shape[1:])
-    if isinstance(config.network, MLPConfig) != (images.space == "vectors"):
-        vectors = images.space == "vectors"
-        raise ConfigError(
-            f"the data ({images.name}) are {KINDS[images.space]}, and network is the shape of a "
-            f"{type(config.network).__name__.removesuffix('Config')}; use "
-            + ("the recipe vectors-teacher" if vectors else "a recipe for pictures, such as digits-teacher")
-        )
-    divisor = registry.divisor(config.network)
-    if not isinstance(config.network, MLPConfig) and any(size % divisor for size in shape[1:]):
-        raise ConfigError(
-            f"network.channels has {len(config.network.channels)} levels, "
-            f"too many for {shape[1]}×{shape[2]} pictures; each level halves them: name fewer widths"
-        )
-    conditions: Mapping[str, Tensor | Rows] = {}
-    if isinstance(config.network, MLPConfig):
-        conditions = dict(sorted(images.conditions.items()))
-        network_config = replace(
-            config.network,
-            dim=math.prod(shape),
-            num_classes=num_classes,
-            conditions=tuple(conditions),
-            cond_dim=sum(math.prod(rows.shape[1:]) for rows in conditions.values()),
-        )
-    else:
-        network_config = replace(config.network, image_channels=shape[0], num_classes=num_classes)
-    if isinstance(network_config, UViTConfig) and TOKENS in images.conditions:
-        network_config = replace(network_config, text_dim=images.conditions[TOKENS].shape[2])
-        conditions = {name: images.conditions[name] for name in (TOKENS, MASK) if name in images.conditions}
-        if missing := set(conditions) - set(images.null_condition):
-            raise ConfigError(
-                f"the data ({images.name}) have no null condition for {', '.join(missing)}; add it"
-            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        network = registry.build(network_config).to(devices.resolve(config.device))
+        network = registry.build(shape).to(devices.resolve(config.device))
     nulls = {"label": num_classes} if num_classes else {}
     nulls |= {name: images.null_condition[name] for name in conditions}
     denoiser = Denoiser(network, config.prediction, nulls).in_precision(config.precision)
@@ -388,22 +357,78 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         text_encoder=text_encoder,
         class_names=tuple(images.class_names),
     )
-    fixed = isinstance(network_config, MLPConfig)  # of text any number of tokens will do
-    shapes = {n: (*rows.shape[1:2],) if fixed else (-1,) for n, rows in conditions.items()}
-    shapes = {n: (*first, *conditions[n].shape[2:]) for n, first in shapes.items()}
     model = Model(
         denoiser,
-        network_config,
-        schedule,
         shape,
+        schedule,
+        tuple(images.images.shape[1:]),
         config.sampling_steps,
         num_classes,
         origin,
-        cond_shapes=shapes,
+        cond_shapes={name: _cond_shape(rows, shape) for name, rows in conditions.items()},
     )
     batches = _shared_batches(images, model, config.train)
     path = _path(directory)
     return Run(config, method, batches, model, images, path, images, Best(None), inputs)
+
+
+def _shape_for(images: ImageSet, network: registry.TrainableConfig) -> registry.TrainableConfig:
+    """The network's shape, fitted to the data's channels, classes and conditions.
+
+    Raises:
+        ConfigError: if it is a network for other data.
+    """
+    sides = tuple(images.images.shape[1:])
+    num_classes = images.num_classes if images.num_classes > 1 else 0
+    vectors = images.space == "vectors"
+    if isinstance(network, MLPConfig) != vectors:
+        raise ConfigError(
+            f"the data ({images.name}) are {KINDS[images.space]}, and network is the shape of a "
+            f"{type(network).__name__.removesuffix('Config')}; use "
+            + ("the recipe vectors-teacher" if vectors else "a recipe for pictures, such as digits-teacher")
+        )
+    if isinstance(network, MLPConfig):
+        taken = _conditions_for(images, network)
+        numbers = sum(math.prod(rows.shape[1:]) for rows in taken.values())
+        return replace(
+            network,
+            dim=math.prod(sides),
+            num_classes=num_classes,
+            conditions=tuple(taken),
+            cond_dim=numbers,
+        )
+    divisor = registry.divisor(network)
+    if any(size % divisor for size in sides[1:]):
+        raise ConfigError(
+            f"network.channels has {len(network.channels)} levels, too many for {sides[1]}×{sides[2]} "
+            "pictures; each level halves them: name fewer widths"
+        )
+    fitted = replace(network, image_channels=sides[0], num_classes=num_classes)
+    if isinstance(fitted, UViTConfig) and TOKENS in images.conditions:
+        fitted = replace(fitted, text_dim=images.conditions[TOKENS].shape[2])
+    return fitted
+
+
+def _conditions_for(images: ImageSet, network: registry.TrainableConfig) -> Mapping[str, Tensor | Rows]:
+    """What a network of that shape takes of the data's conditions, besides labels.
+
+    Raises:
+        ConfigError: if there is no null condition for something.
+    """
+    if isinstance(network, MLPConfig):
+        return dict(sorted(images.conditions.items()))
+    if not isinstance(network, UViTConfig) or TOKENS not in images.conditions:
+        return {}
+    taken = {name: images.conditions[name] for name in (TOKENS, MASK) if name in images.conditions}
+    if missing := set(taken) - set(images.null_condition):
+        raise ConfigError(f"the data ({images.name}) have no null condition for {', '.join(missing)}; add it")
+    return taken
+
+
+def _cond_shape(rows: Tensor | Rows, network: registry.TrainableConfig) -> tuple[int, ...]:
+    """Of one row; of text, any number of tokens will do."""
+    shape = tuple(rows.shape[1:])
+    return shape if isinstance(network, MLPConfig) else (-1, *shape[1:])
 
 
 def distill(
