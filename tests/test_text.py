@@ -145,7 +145,7 @@ def test_the_teacher_is_measured_guided_as_it_was_distilled(run_folder, tmp_path
         seen.extend(candidates)
         return []
 
-    monkeypatch.setattr(inspection, "measured", measured)
+    monkeypatch.setattr(inspection, "measure", measured)
     short = ["--train.num-steps", "1", "--train.batch-size", "2", "--monitor.every", "0"]
     arguments = ["distill", "emoji16-2", "--teacher", str(run_folder), "--guidance.scale", "2", *short]
     assert main([*arguments, "--out", str(tmp_path)]) == 0

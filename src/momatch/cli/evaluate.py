@@ -120,7 +120,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
     directory = Path(parsed.run) if RunFolder(Path(parsed.run)).exists else None
     candidates = [replace(each, model=distributed.split(each.model)) for each in candidates]
     told = console if parsed.format == "table" else Console(stderr=True)
-    rows = measured(directory, candidates, data, parsed.num, parsed.seed, told, parsed.batch_size)
+    rows = measure(directory, candidates, data, parsed.num, parsed.seed, told, parsed.batch_size)
     if not distributed.is_main():
         return
     if parsed.format == "table":
@@ -207,6 +207,7 @@ def guidance(arguments: list[str], console: Console) -> None:
         guided = replace(model, denoiser=config.apply(model.denoiser))
         candidates.append(Candidate(f"w = {scale:g}", guided, (steps,)))
     rows = measure(None, candidates, data, parsed.num, parsed.seed, console, parsed.batch_size)
+    print_table(rows, console)
     figure = guidance_curve(list(zip(scales, rows, strict=True)))
     figure.savefig(parsed.out, dpi=150, transparent=False, facecolor="white")
     contents = [{"scale": w, **row.to_dict()} for w, row in zip(scales, rows, strict=True)]
@@ -235,22 +236,6 @@ def report(arguments: list[str], console: Console) -> None:
     console.print(f"Report: {write_report(parsed.run)}", soft_wrap=True)
 
 
-def measure(
-    directory: Path | None,
-    candidates: list[Candidate],
-    data: Split,
-    num_samples: int,
-    seed: int,
-    console: Console,
-    batch_size: int | None = None,
-) -> list[Row]:
-    """Evaluate and print the table; a line as each row is done, since some take long."""
-    rows = measured(directory, candidates, data, num_samples, seed, console, batch_size)
-    if distributed.is_main():
-        print_table(rows, console)
-    return rows
-
-
 def print_table(rows: list[Row], console: Console) -> None:
     """As wide as the terminal; where there is none, plain and whole."""
     if console.is_terminal:
@@ -259,7 +244,7 @@ def print_table(rows: list[Row], console: Console) -> None:
         console.out(evaluation_text(rows), end="", highlight=False)
 
 
-def measured(
+def measure(
     directory: Path | None,
     candidates: list[Candidate],
     data: Split,

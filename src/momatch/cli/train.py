@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from momatch.cli.evaluate import measure
+from momatch.cli.evaluate import measure, print_table
 from momatch.cli.parsing import base_config, parse
 from momatch.cli.progress import follow
 from momatch.config.recipes import recipe, rewarding, teacher_recipe
@@ -71,7 +71,7 @@ def demo(arguments: list[str], console: Console) -> None:
     student = load_any(parsed.out).to(teacher.device)
     console.print(f"Evaluating on {parsed.num_samples} samples each.")
     candidates = [Candidate("teacher", teacher, (8, 64)), Candidate("student", student, config.step_counts)]
-    measure(parsed.out, candidates, data, parsed.num_samples, 0, console)
+    print_table(measure(parsed.out, candidates, data, parsed.num_samples, 0, console), console)
     written = write_report(parsed.out)
     out = shlex.quote(str(parsed.out))
     console.print(
@@ -84,13 +84,12 @@ def demo(arguments: list[str], console: Console) -> None:
     )
 
 
-@dataclass(frozen=True)
-class TeacherArguments:
-    """Train a many-step model by denoising. The same command run again resumes.
+@dataclass(frozen=True, kw_only=True)
+class RunArguments:
+    """Where and how long a run trains.
 
     Attributes:
         out: the run's folder.
-        config: settings of the run.
         extend: make the run in the folder longer, to the --train.num-steps given now: its learning rate rises
             anew from its former end, and falls to 0 at its new one. Give it again to resume.
         track: who else is told of metrics and previews: tensorboard, wandb, mlflow, trackio, or several with
@@ -98,16 +97,28 @@ class TeacherArguments:
     """
 
     out: Path
-    config: Annotated[TeacherConfig, tyro.conf.arg(name="")]
     extend: bool = False
     track: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherArguments(RunArguments):
+    """Train a many-step model by denoising. The same command run again resumes.
+
+    Attributes:
+        config: settings of the run.
+    """
+
+    config: Annotated[TeacherConfig, tyro.conf.arg(name="")]
 
 
 def train_teacher(arguments: list[str], console: Console) -> None:
     """`momatch train-teacher RECIPE --out DIR`."""
     base, rest = base_config(arguments, TeacherConfig, "train-teacher")
     assert isinstance(base, TeacherConfig)
-    parsed = parse(TeacherArguments, rest, "train-teacher RECIPE", TeacherArguments(tyro.MISSING, base))
+    parsed = parse(
+        TeacherArguments, rest, "train-teacher RECIPE", TeacherArguments(out=tyro.MISSING, config=base)
+    )
     track = check_names(parsed.track)
     config = extended(parsed.config, parsed.out) if parsed.extend else parsed.config
     data = load_data(config.data, config.image_size, config.reading)
@@ -150,33 +161,25 @@ def notice_unread_captions(config: TeacherConfig, images: ImageSet) -> None:
     warnings.warn(f"the captions of {config.data} are not used; {remedy}", Notice, stacklevel=2)
 
 
-@dataclass(frozen=True)
-class DistillArguments:
+@dataclass(frozen=True, kw_only=True)
+class DistillArguments(RunArguments):
     """Distil a teacher by moment matching. The same command run again resumes.
 
     --method NAME chooses the algorithm: alternating (Algorithm 2), instant (Algorithm 3), or
     your own as package.module:ConfigClass; its settings are the --method.… below.
 
     Attributes:
-        out: the run's folder.
         config: settings of the run.
-        extend: make the run in the folder longer, to the --train.num-steps given now: its learning rate rises
-            anew from its former end, and falls to 0 at its new one. Give it again to resume.
-        track: who else is told of metrics and previews: tensorboard, wandb, mlflow, trackio, or several with
-            commas between.
     """
 
-    out: Path
     config: Annotated[DistillConfig, tyro.conf.arg(name="")]
-    extend: bool = False
-    track: str = ""
 
 
 def distill(arguments: list[str], console: Console) -> None:
     """`momatch distill RECIPE --out DIR`."""
     base, rest = base_config(arguments, DistillConfig, "distill")
     assert isinstance(base, DistillConfig)
-    parsed = parse(DistillArguments, rest, "distill RECIPE", DistillArguments(tyro.MISSING, base))
+    parsed = parse(DistillArguments, rest, "distill RECIPE", DistillArguments(out=tyro.MISSING, config=base))
     track = check_names(parsed.track)
     config = extended(parsed.config, parsed.out) if parsed.extend else parsed.config
     check_teacher_is_there(config)
@@ -200,7 +203,7 @@ def reward(arguments: list[str], console: Console) -> None:
     else:
         base = rewarding(Path(first))
     words = [_long_name(word) for word in others]
-    parsed = parse(DistillArguments, words, "reward RUN", DistillArguments(tyro.MISSING, base))
+    parsed = parse(DistillArguments, words, "reward RUN", DistillArguments(out=tyro.MISSING, config=base))
     config = parsed.config
     teacher, data = teacher_of(config), load_data(config.data, config.image_size)
     finish(distillation(teacher, data, config, parsed.out), "rewarding", console)

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from momatch.evaluation.features import check_pair
-from momatch.evaluation.memo import Memo, circumstances
-from momatch.evaluation.precision_recall import distances, radii_of, subset
+from momatch.evaluation.memo import Memo
+from momatch.evaluation.precision_recall import distances, with_balls
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,8 @@ def density_coverage(
     Raises:
         ValueError: if k is below 1, a side has k samples or fewer, or the features are unusable.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}; 5 is usual")
-    check_pair(generated, reference, minimum=k + 1)
-    n = min(len(generated), len(reference))
-    key = (circumstances(generated, generator), k)
-    x, y = subset(generated, n, generator), subset(reference, n, generator)
-    radii = (memo or Memo()).recall("balls", key, lambda: radii_of(y, k, chunk))
+    x, y, radii = with_balls(generated, reference, generator, k, chunk, memo)
+    n = len(x)
     inside, covered = 0, torch.zeros(n, dtype=torch.bool, device=y.device)
     for part in x.split(chunk):
         within = distances(part, y) <= radii

@@ -54,25 +54,35 @@ def precision_recall(
     Raises:
         ValueError: if k is below 1, a side has k samples or fewer, or the features are unusable.
     """
+    x, y, radii = with_balls(generated, reference, generator, k, chunk, memo)
+    inside_y = _covered(x, y, radii, chunk)
+    inside_x = _covered(y, x, _radii(x, k, chunk), chunk)
+    return PrecisionRecall(float(inside_y.double().mean()), float(inside_x.double().mean()), len(x))
+
+
+def with_balls(
+    generated: Tensor, reference: Tensor, generator: torch.Generator, k: int, chunk: int, memo: Memo | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Equally many samples (n, D) of both sides, and the radii (n,) of the reference's balls.
+
+    Arguments and errors as of `precision_recall`.
+    """
     if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}; 3 is usual")
+        raise ValueError(f"k must be at least 1, got {k}; 3 or 5 is usual")
     check_pair(generated, reference, minimum=k + 1)
     n = min(len(generated), len(reference))
-    key = (circumstances(generated, generator), k)
-    x, y = subset(generated, n, generator), subset(reference, n, generator)
-    radii = (memo or Memo()).recall("radii", key, lambda: radii_of(y, k, chunk))
-    inside_y = _covered(x, y, radii, chunk)
-    inside_x = _covered(y, x, radii_of(x, k, chunk), chunk)
-    return PrecisionRecall(float(inside_y.double().mean()), float(inside_x.double().mean()), n)
+    key = circumstances(generated, generator)
+    x, y = _subset(generated, n, generator), _subset(reference, n, generator)
+    return x, y, (memo or Memo()).recall(f"radii {k}", key, lambda: _radii(y, k, chunk))
 
 
-def subset(features: Tensor, n: int, generator: torch.Generator) -> Tensor:
+def _subset(features: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """`n` of the features (N, D), in random order, float32."""
     chosen = torch.randperm(len(features), generator=generator)[:n]
     return features.detach().float()[chosen.to(features.device)]
 
 
-def radii_of(features: Tensor, k: int, chunk: int) -> Tensor:
+def _radii(features: Tensor, k: int, chunk: int) -> Tensor:
     """Distance of each point to its k-th nearest neighbour, itself not counted: (N,)."""
     radii = []
     for start in range(0, len(features), chunk):
