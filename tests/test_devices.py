@@ -275,7 +275,7 @@ def test_half_precision_is_the_networks_alone_and_of_training_alone(device, data
 def test_another_precision_is_refused(data):
     with pytest.raises(ConfigError, match='device is cpu; give its name, such as "cuda:0"'):
         distillation(make_teacher(), data, replace(CONFIG, device=torch.device("cpu")))  # pyright: ignore
-    with pytest.raises(ConfigError, match="precision is 'float16'; use float32 or bfloat16"):
+    with pytest.raises(ConfigError, match="precision is 'float16'; use float32, tf32 or bfloat16"):
         distillation(make_teacher(), data, replace(CONFIG, precision="float16"))  # pyright: ignore
 
 
@@ -359,3 +359,30 @@ def test_tf32_is_off_inside_the_products_and_back_afterwards(product):
 
 def log_of(directory) -> list[dict]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_tf32_is_used_where_it_was_asked_for_alone(precision, tmp_path):
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [b.allow_tf32 for b in backends]
+    teacher, seen = make_teacher(), []
+    short = TrainConfig(num_steps=2, batch_size=4)
+    config = DistillConfig(
+        steps=2, precision=precision, train=short, monitor=MonitorConfig(every=0), device="cpu"
+    )
+    run = distillation(teacher, random_pictures(), config)
+
+    def look(*_):
+        seen.append([b.allow_tf32 for b in backends])
+
+    for network in run.method.trainable.values():
+        network.register_forward_hook(look)
+        network.register_full_backward_hook(look)
+    for _ in run:
+        assert [b.allow_tf32 for b in backends] == before
+    student = run.finish()
+    assert seen and all(flags == [precision == "tf32"] * 2 for flags in seen)
+    seen.clear()
+    replace(student, denoiser=student.denoiser.in_precision(precision)).sample(2)
+    assert seen and all(flags == [precision == "tf32"] * 2 for flags in seen)
+    assert [b.allow_tf32 for b in backends] == before

@@ -21,6 +21,7 @@ from momatch.cli.parsing import (
     parse,
 )
 from momatch.cli.progress import follow_samples
+from momatch.cli.running import Running, RunningOptions
 from momatch.config.schema import GuidanceConfig, distilled_guidance
 from momatch.data.images import Split
 from momatch.data.reading import Reading
@@ -52,10 +53,8 @@ class EvaluateArguments:
         seed: of samples and resampling.
         sampler: of the teacher, in place of ancestral: ddim, dpm++ (DPM-Solver++ 2M) or unipc, the last two
             those of diffusers. A student keeps the sampler that it was made for.
-        batch_size: samples that a network is given at a time, 1 to 256; fewer need less memory. What memory
-            holds, if left out.
         data: data to compare with; what the model was trained on, if left out.
-        device: where networks run: cpu, cuda, cuda:1; auto is a GPU if there is one.
+        running: how networks run.
         format: "table" for reading; "csv" or "json" has every measurement, and nothing else is printed.
     """
 
@@ -65,9 +64,8 @@ class EvaluateArguments:
     sampler: Literal["ancestral", "ddim", "dpm++", "unipc"] = "ancestral"
     num: int = 20_000
     seed: int = 0
-    batch_size: OptionalInt = None
     data: OptionalText = None
-    device: str = devices.AUTO
+    running: RunningOptions = Running()
     format: Literal["table", "csv", "json"] = "table"
 
 
@@ -75,8 +73,8 @@ def evaluate(arguments: list[str], console: Console) -> None:
     """`momatch evaluate RUN`."""
     parsed = parse(EvaluateArguments, arguments, "evaluate")
     check_enough(parsed.num)
-    device = devices.resolve(parsed.device)
-    model = load_any(parsed.run).to(device)
+    devices.resolve(parsed.running.device)
+    model = parsed.running.prepare(load_any(parsed.run))
     data = data_for(model, parsed.data)
     origin = model.provenance
     if parsed.data is None and origin.inputs.data not in (None, data.train.fingerprint()):
@@ -100,7 +98,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
                 f"--teacher-steps {parsed.teacher_steps}: {parsed.run} is no student; use --steps instead"
             )
         counts = integers(parsed.teacher_steps, "--teacher-steps")
-        teacher = teacher_of_student(model).to(device)
+        teacher = parsed.running.prepare(teacher_of_student(model))
         if origin.inputs.teacher not in (None, teacher.fingerprint()):
             raise UsageError(
                 f"{model.provenance.teacher} is not the teacher that {parsed.run} was distilled from; "
@@ -116,11 +114,11 @@ def evaluate(arguments: list[str], console: Console) -> None:
     for candidate in candidates:
         cond = fixed_cond(candidate.model, data.heldout, parsed.num)
         for k in candidate.steps:
-            candidate.model.check_request(parsed.num, k, cond, parsed.seed, parsed.batch_size)
+            candidate.model.check_request(parsed.num, k, cond, parsed.seed, parsed.running.batch_size)
     directory = Path(parsed.run) if RunFolder(Path(parsed.run)).exists else None
     candidates = [replace(each, model=distributed.split(each.model)) for each in candidates]
     told = console if parsed.format == "table" else Console(stderr=True)
-    rows = measure(directory, candidates, data, parsed.num, parsed.seed, told, parsed.batch_size)
+    rows = measure(directory, candidates, data, parsed.num, parsed.seed, told, parsed.running.batch_size)
     if not distributed.is_main():
         return
     if parsed.format == "table":
@@ -155,10 +153,8 @@ class GuidanceArguments:
         guidance: where guidance acts, and clipping.
         num: samples for each line.
         seed: of samples and resampling.
-        batch_size: samples that a network is given at a time, 1 to 256; fewer need less memory. What memory
-            holds, if left out.
         data: data to compare with; what the model was trained on, if left out.
-        device: where the network runs: cpu, cuda, cuda:1; auto is a GPU if there is one.
+        running: how the network runs.
         out: picture of the curve, a .png or .svg; its figures are written beside it as .json.
     """
 
@@ -168,9 +164,8 @@ class GuidanceArguments:
     guidance: SweptGuidance = field(default_factory=SweptGuidance)
     num: int = 4000
     seed: int = 0
-    batch_size: OptionalInt = None
     data: OptionalText = None
-    device: str = devices.AUTO
+    running: RunningOptions = Running()
     out: Path = Path("guidance.png")
 
 
@@ -184,8 +179,8 @@ def guidance(arguments: list[str], console: Console) -> None:
     check_out(parsed.out, ".png", ".svg")
     check_enough(parsed.num)
     scales = numbers(parsed.scales, "--scales")
-    device = devices.resolve(parsed.device)
-    model = load_any(parsed.run).to(device)
+    devices.resolve(parsed.running.device)
+    model = parsed.running.prepare(load_any(parsed.run))
     if model.is_student:
         raise UsageError(
             f"{parsed.run} is a student, its guidance is distilled in; give its teacher, "
@@ -200,13 +195,13 @@ def guidance(arguments: list[str], console: Console) -> None:
         check_null_condition(model, data.heldout, scale)
     steps = model.steps if parsed.steps is None else parsed.steps
     cond = fixed_cond(model, data.heldout, max(parsed.num, 0))
-    model.check_request(parsed.num, steps, cond, parsed.seed, parsed.batch_size)
+    model.check_request(parsed.num, steps, cond, parsed.seed, parsed.running.batch_size)
     candidates = []
     for scale in scales:
         config = GuidanceConfig(**{**asdict(parsed.guidance), "scale": scale})
         guided = replace(model, denoiser=config.apply(model.denoiser))
         candidates.append(Candidate(f"w = {scale:g}", guided, (steps,)))
-    rows = measure(None, candidates, data, parsed.num, parsed.seed, console, parsed.batch_size)
+    rows = measure(None, candidates, data, parsed.num, parsed.seed, console, parsed.running.batch_size)
     print_table(rows, console)
     figure = guidance_curve(list(zip(scales, rows, strict=True)))
     figure.savefig(parsed.out, dpi=150, transparent=False, facecolor="white")

@@ -21,6 +21,7 @@ from momatch.cli.parsing import (
     check_out,
     parse,
 )
+from momatch.cli.running import Running, RunningOptions
 from momatch.config.schema import Clip, GuidanceConfig
 from momatch.diffusion.denoiser import Cond
 from momatch.interop.autoencoder import decoder_of, to_pictures
@@ -53,10 +54,7 @@ class SampleArguments:
         clip: of a teacher's estimates: "static" to [−1, 1], as the emoji recipes distil; "dynamic" rescales.
         seed: of the noise; the same number of samples from the same seed are the same samples.
         eta: stochasticity: 1 is ancestral, 0 is DDIM; what the model was made for, if left out.
-        batch_size: samples that the network is given at a time, 1 to 256; fewer need less memory and give the
-            same samples, but for rounding. What memory holds, if left out.
-        device: where the network runs: cpu, cuda, cuda:1; auto is a GPU if there is one. The same seed
-            gives other samples on a GPU than on the CPU.
+        running: how the network runs.
         out: a .png for a grid, in which small pictures are enlarged; or an .npz with images (uint8), and
             labels or prompts. Of vectors a .png is a plot; .npy, .npz (x, and what was asked) and
             .safetensors hold the numbers, and samples.npy is written if it is left out.
@@ -72,8 +70,7 @@ class SampleArguments:
     clip: Clip = "none"
     seed: int = 0
     eta: OptionalFloat = None
-    batch_size: OptionalInt = None
-    device: str = devices.AUTO
+    running: RunningOptions = Running()
     out: Path = DEFAULT_OUT
 
 
@@ -83,8 +80,8 @@ def sample(arguments: list[str], console: Console) -> None:
     check_out(parsed.out, ".png", *ARRAYS)
     if parsed.eta is not None and not 0 <= parsed.eta <= 1:
         raise UsageError(f"--eta {parsed.eta} must lie in [0, 1]: 0 is DDIM, 1 is ancestral")
-    device = devices.resolve(parsed.device)
-    model = load_any(parsed.run).to(device)
+    devices.resolve(parsed.running.device)
+    model = parsed.running.prepare(load_any(parsed.run))
     vectors = len(model.sample_shape) != 3
     if not vectors and parsed.out.suffix not in (".png", ".npz"):
         raise UsageError(f"--out {parsed.out} must end in .png or .npz, since this model makes pictures")
@@ -101,7 +98,7 @@ def sample(arguments: list[str], console: Console) -> None:
         cond = prompt_cond(prompts, parsed.labels, max(num, 0), model)
     else:
         cond = label_cond(parsed.labels, max(num, 0), model)
-    model.check_request(num, steps, cond, parsed.seed, parsed.batch_size)
+    model.check_request(num, steps, cond, parsed.seed, parsed.running.batch_size)
     if parsed.guidance and cond is None and model.cond_shapes:
         raise UsageError(f"--guidance {parsed.guidance} needs something to guide to; give --prompt")
     if model.is_student and steps not in model.step_counts:
@@ -121,7 +118,7 @@ def sample(arguments: list[str], console: Console) -> None:
     model = guided(model, parsed.guidance, parsed.clip)
     decoder = None if vectors else decoder_of(model)
     shared = distributed.split(model)
-    images = shared.sample(num, steps, cond, parsed.seed, parsed.eta, parsed.batch_size).cpu()
+    images = shared.sample(num, steps, cond, parsed.seed, parsed.eta, parsed.running.batch_size).cpu()
     if not distributed.is_main():
         return
     if not images.isfinite().all():

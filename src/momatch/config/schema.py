@@ -18,7 +18,8 @@ from tyro.conf import arg
 from momatch.data.reading import Reading
 from momatch.diffusion import schedules
 from momatch.diffusion.compilation import Compile
-from momatch.diffusion.denoiser import Denoiser, Guided, Precision, Thresholded
+from momatch.diffusion.denoiser import Denoiser, Guided, Thresholded
+from momatch.diffusion.precision import Precision
 from momatch.diffusion.process import Prediction
 from momatch.diffusion.schedules import NoiseSchedule
 from momatch.methods import registry as registry_of_methods
@@ -388,8 +389,9 @@ class TeacherConfig:
         device: where to train: "cpu", "cuda", "cuda:1"; "auto" is a GPU if there is one.
         parallel: of several processes (torchrun): "ddp" gives each all weights, "fsdp" cuts them over the
             processes; "auto" cuts what does not fit a GPU. One process ignores it.
-        precision: of the networks' arithmetic: "bfloat16" is quicker on most GPUs. Weights, the optimizer and
-            everything around the networks stay float32.
+        precision: of the networks' arithmetic: "bfloat16" is quicker on most GPUs, and so is "tf32", float32
+            whose products are rounded to 10 bits. Weights, the optimizer and everything around the networks
+            stay float32.
     """
 
     method: ClassVar[MethodConfig] = DenoisingConfig()

@@ -8,9 +8,8 @@ denoiser knows its own null condition, the one that stands for "nothing asked fo
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +17,8 @@ from torch import Tensor, nn
 from momatch.diffusion import conventions, process
 from momatch.diffusion.conventions import TimeConvention
 from momatch.diffusion.interface import Cond
+from momatch.diffusion.precision import Precision
 from momatch.diffusion.process import per_sample
-
-Precision = Literal["float32", "bfloat16"]
 
 
 class Denoiser(nn.Module):
@@ -38,7 +36,8 @@ class Denoiser(nn.Module):
             errors are amplified 1/α-fold. Derivatives pass as if nothing were clipped, or the network could
             not find its way back. None does not clip.
         precision: of the network's arithmetic: "bfloat16" is torch's autocast, from float32 weights and back
-            to float32. What stands around the network is float32 in any case.
+            to float32; "tf32" is for whoever drives it to allow (`precision.tf32`), since a backward pass
+            needs it, too. What stands around the network is float32 in any case.
     """
 
     precision: Precision = "float32"
@@ -217,3 +216,8 @@ class Thresholded(Wrapper):
         reach = torch.quantile(x.detach().abs().flatten(1).float(), self.percentile, dim=1).clamp(min=1)
         reach = per_sample(reach.to(x.dtype), x)
         return torch.minimum(torch.maximum(x, -reach), reach) / reach
+
+
+def denoisers(modules: Iterable[nn.Module]) -> Iterator[Denoiser]:
+    """All denoisers in these modules, wrapped ones too."""
+    return (part for module in modules for part in module.modules() if isinstance(part, Denoiser))

@@ -130,10 +130,10 @@ def prepare(source: str, config: PrepareConfig, out: str | Path) -> Generator[Do
     pictures = open_collection(source, config.reading)
     if pictures.labels:
         check_labels(pictures.labels, len(pictures.class_names), config.num_classes, source)
-    if not pictures.is_plain:
-        warnings.warn(pictures.summary(), Notice, stacklevel=2)
     encoders = _encoders(config)
     with_captions = _with_captions(source, pictures, encoders, config)
+    if not pictures.is_plain:
+        warnings.warn(pictures.summary(), Notice, stacklevel=2)
     settings = _settings(source, config, pictures, encoders, with_captions)
     folder = Path(out)
     with _claimed(folder, settings):

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from momatch.diffusion.denoiser import Cond, Denoiser, Precision
+from momatch.diffusion.denoiser import Cond, Denoiser, denoisers
+from momatch.diffusion.precision import Precision, tf32
 from momatch.utils.errors import UsageError
 from momatch.utils.text import first_line
 
@@ -156,7 +157,7 @@ def forward_mode(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def _unclipped(denoiser: nn.Module) -> Iterator[None]:
     """Inside, estimates are not clipped."""
-    clips = {m: m.clip for m in denoiser.modules() if isinstance(m, Denoiser)}
+    clips = {m: m.clip for m in denoisers([denoiser])}
     try:
         for module in clips:
             module.clip = None
@@ -172,22 +173,14 @@ def _in_float32(denoiser: nn.Module) -> Iterator[None]:
 
     A GPU's convolutions are TF32 by default; along so short a step that made differences 5 % wrong.
     """
-    precisions: dict[Denoiser, Precision] = {
-        m: m.precision for m in denoiser.modules() if isinstance(m, Denoiser)
-    }
+    precisions: dict[Denoiser, Precision] = {m: m.precision for m in denoisers([denoiser])}
     device = next(denoiser.parameters()).device
-    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
-    before = [backend.allow_tf32 for backend in backends]
     try:
         for module in precisions:
             module.precision = "float32"
-        for backend in backends:
-            backend.allow_tf32 = False
-        with torch.autocast(device.type, enabled=False):  # whatever stands around the run
+        with tf32(False), torch.autocast(device.type, enabled=False):  # whatever stands around the run
             yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
         for module, precision in precisions.items():
             module.precision = precision
 

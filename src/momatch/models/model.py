@@ -25,6 +25,7 @@ from torch import Tensor
 from momatch.diffusion import conventions, process, schedules
 from momatch.diffusion.denoiser import Cond, Denoiser
 from momatch.diffusion.interface import DenoiserFunction
+from momatch.diffusion.precision import tf32
 from momatch.diffusion.sampling import ETAS, SamplerName, ancestral, in_batches
 from momatch.diffusion.schedules import NoiseSchedule
 from momatch.diffusion.solvers import SOLVERS, SolverName, solve
@@ -236,10 +237,11 @@ class Model:
         eta: float | None,
     ) -> Tensor:
         """Samples from noise, by the model's own sampler if no stochasticity is given."""
-        if eta is None and self.sampler in SOLVERS:
-            return solve(self.sampler, denoiser, noise, steps, self.schedule, cond)
-        eta = ETAS[self.sampler] if eta is None else eta
-        return ancestral(denoiser, noise, steps, self.schedule, cond, generator, eta)
+        with tf32(self.denoiser.unwrapped.precision == "tf32"):
+            if eta is None and self.sampler in SOLVERS:
+                return solve(self.sampler, denoiser, noise, steps, self.schedule, cond)
+            eta = ETAS[self.sampler] if eta is None else eta
+            return ancestral(denoiser, noise, steps, self.schedule, cond, generator, eta)
 
     @property
     def _is_told_steps(self) -> bool:

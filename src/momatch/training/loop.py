@@ -20,6 +20,8 @@ from torch import nn
 
 from momatch.config.schema import OptimConfig, TrainConfig
 from momatch.diffusion.compilation import compiled, resolved
+from momatch.diffusion.denoiser import denoisers
+from momatch.diffusion.precision import tf32
 from momatch.methods.base import Batch, Method
 from momatch.training import checkpoint, distributed
 from momatch.training.activations import checkpointed
@@ -96,6 +98,7 @@ def train(
         batches = around.enter_context(contextlib.closing(Prefetched(batches, config.num_steps, device)))
     if config.checkpointing:
         around.enter_context(checkpointed(networks.values()))
+    in_tf32 = any(each.precision == "tf32" for each in denoisers(networks.values()))
     sharded = any(isinstance(optimizer, ShardedOptimizer) for optimizer in optimizers.values())
     guard = Immediate() if device.type != "cuda" or sharded else Deferred(optimizers, device)
     update = _updater(method, optimizers, guard, config, device)
@@ -111,7 +114,8 @@ def train(
                 optimizer.set_learning_rate(rates[role])
             batch = batches(step)
             guard.begin(step)
-            outcome = update(step, batch)
+            with tf32(in_tf32):
+                outcome = update(step, batch)
             last = step + 1 == config.num_steps
             logs, saves = (
                 last or (step + 1) % every == 0 for every in (config.log_every, config.checkpoint_every)

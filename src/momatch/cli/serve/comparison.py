@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from momatch.cli.running import Running
 from momatch.cli.sample import grid_columns
 from momatch.config.schema import GuidanceConfig, distilled_guidance
 from momatch.diffusion.denoiser import Cond
@@ -95,12 +96,14 @@ class Choice:
 
     Attributes:
         name: what the user calls it.
-        model: a student or a teacher; its teacher goes to the same device.
+        model: a student or a teacher.
+        running: how it runs, and its teacher; where it is already, if left out.
         text_encoder: of a model that takes text, else None.
     """
 
-    def __init__(self, name: str, model: Model):
-        self.name, self.model = name, model
+    def __init__(self, name: str, model: Model, running: Running | None = None):
+        self.running = running or Running(device=str(model.device))
+        self.name, self.model = name, self.running.prepare(model)
         self.text_encoder = _text_encoder(model)
         self._decoder = decoder_of(model)
         self._teacher: Model | None = None
@@ -165,7 +168,7 @@ class Choice:
                     "from; put that one back there, or leave the teacher out"
                 )
             found = with_null_condition(found, self.model.denoiser.null_values)
-            self._teacher = found.to(self.model.device)
+            self._teacher = self.running.prepare(found)
         return self._teacher
 
     def cond(self, asked: Request) -> Cond | None:
@@ -191,7 +194,7 @@ class Choice:
         if not 1 <= asked.num <= MAX_NUM:
             raise UsageError(f"the number of samples must be 1 to {MAX_NUM} here, got {asked.num}")
         cond = self.cond(asked)
-        model.check_request(asked.num, steps, cond, asked.seed)
+        model.check_request(asked.num, steps, cond, asked.seed, self.running.batch_size)
         guided = replace(model, denoiser=guidance.apply(model.denoiser))
         key = (id(model), asked.num)
         if key not in self._warm:  # the first call of a size takes longer and would be blamed on the model
@@ -206,7 +209,7 @@ class Choice:
         return Drawing(grid, steps, median(times) / asked.num, guidance.scale)
 
     def _pictures(self, model: Model, asked: Request, steps: int, cond: Cond | None) -> Tensor:
-        samples = model.sample(asked.num, steps, cond, asked.seed)
+        samples = model.sample(asked.num, steps, cond, asked.seed, batch_size=self.running.batch_size)
         return to_pictures(samples, self._decoder).cpu()  # a GPU is waited for
 
 

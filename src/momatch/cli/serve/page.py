@@ -17,6 +17,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from momatch.cli.parsing import parse
+from momatch.cli.running import Running, RunningOptions
 from momatch.cli.serve.comparison import (
     ANY,
     MAX_NUM,
@@ -59,13 +60,13 @@ class ServeArguments:
         runs: folders of runs or of models, or "digits" for the built-in teacher.
         port: of the page's address.
         host: who may open it: 127.0.0.1 is this machine alone, 0.0.0.0 everybody who reaches it.
-        device: where networks run: cpu, cuda, cuda:1; auto is a GPU if there is one.
+        running: how networks run.
     """
 
     runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")] = ()
     port: int = 7860
     host: str = "127.0.0.1"
-    device: str = devices.AUTO
+    running: RunningOptions = Running()
 
 
 def serve(arguments: list[str], console: Console) -> None:
@@ -74,8 +75,9 @@ def serve(arguments: list[str], console: Console) -> None:
     if not parsed.runs:
         raise UsageError("name what to show: momatch serve RUN ..., a run's folder or digits")
     check_address(parsed.host, parsed.port)
-    device, gradio = devices.resolve(parsed.device), import_gradio()
-    page = build([Choice(name, load_any(name).to(device)) for name in dict.fromkeys(parsed.runs)])
+    devices.resolve(parsed.running.device)
+    gradio, names = import_gradio(), dict.fromkeys(parsed.runs)
+    page = build([Choice(name, load_any(name), parsed.running) for name in names])
     page.queue(default_concurrency_limit=1)
     past_proxies(parsed.host)
     _, address, _ = page.launch(
