@@ -20,7 +20,7 @@ from momatch.cli.parsing import base_config, parse
 from momatch.cli.progress import follow
 from momatch.config.recipes import recipe, rewarding, teacher_recipe
 from momatch.config.schema import DistillConfig, TeacherConfig
-from momatch.data.images import ImageSet
+from momatch.data.images import ImageSet, Split
 from momatch.data.reading import Reading
 from momatch.data.sources import load_data
 from momatch.evaluation.evaluate import Candidate
@@ -28,12 +28,17 @@ from momatch.interop.load import load_any
 from momatch.methods.reward import RewardConfig
 from momatch.models.model import Model
 from momatch.networks.configs import UViTConfig
+from momatch.training import distributed
 from momatch.training.build import distillation, teacher_of, teacher_training
 from momatch.training.claims import extended
+from momatch.training.fitting import Config, choices, first_that_fits
+from momatch.training.plan import plan as planned
 from momatch.training.run import Run
 from momatch.training.trackers import check_names
 from momatch.utils import devices
 from momatch.utils.errors import Notice, UsageError
+from momatch.utils.memory import free_bytes
+from momatch.utils.text import format_bytes
 
 
 @dataclass(frozen=True)
@@ -92,12 +97,15 @@ class RunArguments:
         out: the run's folder.
         extend: make the run in the folder longer, to the --train.num-steps given now: its learning rate rises
             anew from its former end, and falls to 0 at its new one. Give it again to resume.
+        fit: cut minibatches into as many parts, and compute as many activations again, as the free memory of
+            the device asks for; the numbers stay the same, but for rounding.
         track: who else is told of metrics and previews: tensorboard, wandb, mlflow, trackio, or several with
             commas between.
     """
 
     out: Path
     extend: bool = False
+    fit: bool = False
     track: str = ""
 
 
@@ -123,6 +131,8 @@ def train_teacher(arguments: list[str], console: Console) -> None:
     config = extended(parsed.config, parsed.out) if parsed.extend else parsed.config
     data = load_data(config.data, config.image_size, config.reading)
     notice_unread_captions(config, data.train)
+    if parsed.fit:
+        config = fitted(config, None, data, console)
     run = teacher_training(data, config, parsed.out)
     finish(run, "training", console, track)
     out = shlex.quote(str(parsed.out))
@@ -136,6 +146,24 @@ def train_teacher(arguments: list[str], console: Console) -> None:
         f"--data {shlex.quote(parsed.config.data)}{size}{reading} --out STUDENT",
         soft_wrap=True,
     )
+
+
+def fitted(config: Config, teacher: Model | None, data: Split, console: Console) -> Config:
+    """The config with the quickest settings that fit the memory free on its device, measured there.
+
+    Raises:
+        UsageError: among several processes, or if none fits.
+    """
+    if distributed.size() > 1:
+        raise UsageError(
+            "--fit measures a single process; for several, momatch plan RECIPE --gpus N --memory 80GiB says "
+            "what fits"
+        )
+    found = list(choices(config, lambda each: planned(each, teacher, data, probe_seconds=0.0)))
+    best = first_that_fits(found, free_bytes(devices.resolve(config.device)))
+    how = f"; {best.options()}" if best.options() else ""
+    console.print(f"A step takes about {format_bytes(best.memory)}{how}", soft_wrap=True)
+    return best.apply(config)
 
 
 def as_options(reading: Reading) -> list[str]:
@@ -184,6 +212,8 @@ def distill(arguments: list[str], console: Console) -> None:
     config = extended(parsed.config, parsed.out) if parsed.extend else parsed.config
     check_teacher_is_there(config)
     teacher, data = teacher_of(config), load_data(config.data, config.image_size, config.reading)
+    if parsed.fit:
+        config = fitted(config, teacher, data, console)
     finish(distillation(teacher, data, config, parsed.out), "distilling", console, track)
     out = shlex.quote(str(parsed.out))
     following = f"momatch evaluate {out} && momatch report {out}"

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +25,14 @@ from momatch.models.model import Model
 from momatch.networks import registry
 from momatch.networks.configs import MLPConfig
 from momatch.networks.lora import AdaptedNetwork
+from momatch.training.activations import BLOCKS
 from momatch.training.build import distillation, teacher_of, teacher_training
 from momatch.training.loop import train
 from momatch.training.memory import StepMemory, training_memory
 from momatch.training.monitor import TEACHER_LOOK_STEPS
 from momatch.training.optim import moments_kept
 from momatch.training.run import Run
+from momatch.utils.memory import storage_bytes, storage_id
 
 PROBE_SECONDS = 10.0
 WARMUP_STEPS = 2  # of the probe, left out of its time: they allocate the optimizer state and choose kernels
@@ -176,16 +181,10 @@ def outline(config: RunConfig, teacher: TeacherConfig) -> Plan:
         width = getattr(teacher.network, "text_dim", 0)
         cond = {TOKENS: torch.zeros(1, ASSUMED_TOKENS, width)} if width else None
     learner = _learning_part(config, network)
-    kept: dict[int, Tensor] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(note, note):
+    kept = _Saved([*network.parameters(), *learner.parameters()], config.train.checkpointing)
+    with FlopCounterMode(display=False) as counter, kept.inside(learner):
         learner(z, logsnr, cond)
-    weights = {p.untyped_storage()._cdata for p in (*network.parameters(), *learner.parameters())}
-    activations = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights)
+    activations = kept.bytes
     batch, units = config.train.batch_size, forward_units(config)
     learning = config.method.learning
     parts = {"teacher": network, **{role: learner for role in learning}}
@@ -210,6 +209,58 @@ def outline(config: RunConfig, teacher: TeacherConfig) -> Plan:
         seconds_per_step=units * batch * counter.get_total_flops() / ASSUMED_OPERATIONS,
         look_seconds=_look_units(config) * counter.get_total_flops() / ASSUMED_OPERATIONS,
     )
+
+
+class _Saved:
+    """What autograd saves for the backward pass of one call.
+
+    Args:
+        weights: not to be counted.
+        checkpointing: of blocks their inputs alone, and the most that one of them saves while it runs again.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], checkpointing: bool):
+        self.weights = {storage_id(weight) for weight in weights}
+        self.checkpointing = checkpointing
+        self.outside: dict[int, Tensor] = {}
+        self.most = 0
+
+    @property
+    def bytes(self) -> int:
+        """At the most at a time."""
+        return storage_bytes(self.outside.values()) + self.most
+
+    @contextlib.contextmanager
+    def inside(self, network: nn.Module) -> Iterator[None]:
+        """Count what calls of the network save."""
+        blocks: list[nn.Module] = (
+            [m for m in network.modules() if isinstance(m, BLOCKS)] if self.checkpointing else []
+        )
+        for block in blocks:
+            block.forward = partial(self._run, block.forward)
+        try:
+            with self._noting(self.outside):
+                yield
+        finally:
+            for block in blocks:
+                del block.forward
+
+    def _run(self, forward: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        for tensor in filter(torch.is_tensor, inputs):
+            self._note(self.outside, tensor)
+        saved: dict[int, Tensor] = {}
+        with self._noting(saved):
+            output = forward(*inputs)
+        self.most = max(self.most, storage_bytes(saved.values()))
+        return output
+
+    def _noting(self, saved: dict[int, Tensor]) -> torch.autograd.graph.saved_tensors_hooks:
+        return torch.autograd.graph.saved_tensors_hooks(partial(self._note, saved), lambda tensor: tensor)
+
+    def _note(self, saved: dict[int, Tensor], tensor: Tensor) -> Tensor:
+        if storage_id(tensor) not in self.weights:
+            saved[storage_id(tensor)] = tensor
+        return tensor
 
 
 def _learning_part(config: RunConfig, network: nn.Module) -> nn.Module:

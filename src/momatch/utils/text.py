@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -39,6 +40,19 @@ def format_bytes(size: int) -> str:
     while value >= 1000 and unit != "TiB":
         value, unit = value / 1024, next(units)
     return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.3g} {unit}"
+
+
+def bytes_of(text: str) -> int:
+    """'80GiB' or '80 GB' → bytes: powers of 1,024 with an i, of 1,000 without.
+
+    Raises:
+        ValueError: if it is no such size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT])(i?)B?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise ValueError(f"{text!r} is no size such as 80GiB")
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** ("KMGT".index(unit.upper()) + 1))
 
 
 def first_line(error: Exception) -> str:
