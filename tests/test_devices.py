@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -386,3 +389,16 @@ def test_tf32_is_used_where_it_was_asked_for_alone(precision, tmp_path):
     replace(student, denoiser=student.denoiser.in_precision(precision)).sample(2)
     assert seen and all(flags == [precision == "tf32"] * 2 for flags in seen)
     assert [b.allow_tf32 for b in backends] == before
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_with_small_shapes(tmp_path):
+    """It has minutes of a GPU, once in a while: they must not be lost to a mistake in it."""
+    script = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+    command = [sys.executable, str(script), "--tiny", "--out", str(tmp_path / "rows.jsonl")]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert not [row for row in rows if "failed" in row or "left_out" in row]
+    sections = {row["section"] for row in rows}
+    assert sections == {"start", "small", "numbers", "large", "memory", "profile", "quality", "nccl"}
+    assert all(row["same"] for row in rows if "same" in row)
