@@ -39,7 +39,7 @@ from momatch.evaluation.metrics import evaluate
 from momatch.evaluation.statistics import FeatureStatistics
 from momatch.models.model import Model
 from momatch.training.build import distill
-from momatch.training.checkpoint import save_tensors
+from momatch.utils.files import write_tensors
 
 FOLDER = Path("runs/numbers")
 RESULTS = Path(__file__).parent / "results"
@@ -109,7 +109,7 @@ def sample(model: Model, name: str, steps: int, seed: int, sample_seed: int) -> 
     found = sorted((FOLDER / "parts").glob(f"{path.stem}-*of{parts}.safetensors"))
     if len(found) == parts:
         tensors = [load_file(part) for part in found]
-        save_tensors(path, {key: torch.cat([t[key] for t in tensors]) for key in tensors[0]})
+        write_tensors(path, {key: torch.cat([t[key] for t in tensors]) for key in tensors[0]})
 
 
 def draw(path: Path, model: Model, num_samples: int, steps: int, seed: int) -> None:
@@ -118,7 +118,7 @@ def draw(path: Path, model: Model, num_samples: int, steps: int, seed: int) -> N
     start = time.process_time()
     images = model.sample(num_samples, steps, {"label": labels}, seed)
     seconds = time.process_time() - start
-    save_tensors(path, {"images": images, "cpu_seconds": torch.tensor([seconds])})
+    write_tensors(path, {"images": images, "cpu_seconds": torch.tensor([seconds])})
     print(f"{path}: {num_samples / seconds:.0f} images/s of one core", flush=True)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import momatch
 from momatch.cli import main, progress
@@ -59,7 +60,7 @@ def run(data, teacher, tmp_path_factory):
 
 def test_a_teacher_run_leaves_a_model_and_its_second_moments(teacher):
     model = momatch.load_teacher(teacher)
-    moments = checkpoint.load_tensors(f"{teacher}/teacher/second-moments.safetensors")
+    moments = load_file(f"{teacher}/teacher/second-moments.safetensors")
     assert model.sample_shape == (3, 8, 8) and model.num_classes == 3 and model.steps == 4
     assert set(moments) == {f"network.{name}" for name, _ in model.denoiser.network.named_parameters()}
     assert all(bool((v >= 0).all()) for v in moments.values())
@@ -331,14 +332,17 @@ def test_help_names_what_it_takes(command, capsys):
 def test_a_damaged_model_is_refused(run, tmp_path, capsys):
     import shutil
 
+    flipped = bytearray(Path(f"{run}/student/model.safetensors").read_bytes())
+    flipped[-100] ^= 1
     for name, content in (
         ("model.safetensors", b"short"),
+        ("model.safetensors", None),
         ("model.json", b"{"),
         ("model.json", b'{"format": "x"}'),
     ):
         copy = tmp_path / "student"
         shutil.copytree(f"{run}/student", copy, dirs_exist_ok=True)
-        (copy / name).write_bytes(content)
+        (copy / name).write_bytes(content or flipped)
         assert main(["sample", str(copy), "--out", str(tmp_path / "x.png")]) == 2
         said = capsys.readouterr().err
         assert str(copy) in said and said.count("\n") == 1

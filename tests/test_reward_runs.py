@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import momatch
 from momatch.cli import main
@@ -76,7 +77,7 @@ def test_it_starts_from_that_run_s_student_and_auxiliary_of_the_file_or_a_checkp
     teacher, data = momatch.load_teacher("digits"), load_data("digits")
     method = distillation(teacher, data, config).method
     former = momatch.load_student(run).denoiser.network.state_dict()
-    saved = checkpoint.load_tensors(checkpoint.paths(run / "checkpoints")[-1])
+    saved = load_file(checkpoint.paths(run / "checkpoints")[-1])
     trained = {k: v for k, v in saved.items() if k.startswith("auxiliary.")}
     for name, value in method.student.network.state_dict().items():
         assert torch.equal(value, former[name])

@@ -31,6 +31,7 @@ from momatch.training.checkpoint import CheckpointError
 from momatch.training.loop import NonFiniteLossError, state_of, train
 from momatch.training.optim import Optimizer, learning_rate_schedule
 from momatch.utils.errors import Notice
+from momatch.utils.files import DamagedFileError, read_tensors, write_tensors
 from momatch.utils.seeding import derive_seed, generator
 
 DATA = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
@@ -351,7 +352,7 @@ def test_prefetched_batches_give_the_same_losses_and_checkpoints(tmp_path, stop_
                 losses.append({k: v for k, v in record.metrics.items()})
                 if record.step == stop_after:
                     break
-        found.append((losses, checkpoint.load_tensors(folder / "step-00000012.safetensors")))
+        found.append((losses, load_file(folder / "step-00000012.safetensors")))
     (losses, weights), (with_losses, with_weights) = found
     assert losses == with_losses and weights.keys() == with_weights.keys()
     assert all(torch.equal(weights[name], with_weights[name]) for name in weights)
@@ -396,3 +397,20 @@ def test_a_batch_knows_its_rows_and_so_do_its_halves():
     assert torch.equal(DATA[batch.rows], batch.x)
     for half in batch.halves():
         assert len(half.rows) == 8 and torch.equal(DATA[half.rows], half.x)
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9, 0.999])
+def test_a_flipped_bit_in_any_file_of_weights_is_noticed(place, tmp_path):
+    """The middle of a file is float32 numbers: what a flipped bit leaves there is a number as well."""
+    tensors = {"a": torch.randn(300), "b": torch.arange(700)}
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, tensors, about="it")
+    found, metadata = read_tensors(path)
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors) and metadata["about"] == "it"
+    contents = bytearray(path.read_bytes())
+    contents[int(place * len(contents))] ^= 1
+    path.write_bytes(contents)
+    with pytest.raises(DamagedFileError, match=f"{path} is damaged .its contents are not what was written"):
+        read_tensors(path)
+    save_file(tensors, path)  # somebody else's file, or one of before: taken as it is
+    assert torch.equal(read_tensors(path)[0]["b"], tensors["b"])

@@ -19,7 +19,6 @@ from typing import Any, Self, get_args
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from momatch.diffusion import conventions, process, schedules
@@ -36,7 +35,14 @@ from momatch.models.request import CHUNK, check_request
 from momatch.networks import registry
 from momatch.networks.lora import AdaptedNetwork
 from momatch.utils.errors import UsageError
-from momatch.utils.files import as_path, fingerprint, write_atomically
+from momatch.utils.files import (
+    DamagedFileError,
+    as_path,
+    fingerprint,
+    read_tensors,
+    write_atomically,
+    write_tensors,
+)
 from momatch.utils.run_folder import SECOND_MOMENTS
 from momatch.utils.text import first_line
 
@@ -161,7 +167,7 @@ class Model:
     def second_moments(self) -> dict[str, Tensor] | None:
         """Adam's v̂ of every parameter of `denoiser`, as training left them; None if they were not kept."""
         path = self.folder / SECOND_MOMENTS if self.folder else None
-        return load_file(path) if path and path.is_file() else None
+        return read_tensors(path)[0] if path and path.is_file() else None
 
     def sample(
         self,
@@ -297,9 +303,9 @@ class Model:
             "cond_shapes": {k: list(v) for k, v in self.cond_shapes.items()},
             "info": self.info,
         }
-        write_atomically(directory / "model.safetensors", lambda path: save_file(weights, path))
+        write_tensors(directory / "model.safetensors", weights)
         if tensors:
-            write_atomically(directory / NULL_CONDITION, lambda path: save_file(tensors, path))
+            write_tensors(directory / NULL_CONDITION, tensors)
         write_atomically(
             directory / "model.json", lambda path: path.write_text(json.dumps(description, indent=2) + "\n")
         )
@@ -334,6 +340,8 @@ def load_model(directory: str | Path) -> Model:
         return _from_description(description, directory)
     except ModelError:
         raise
+    except DamagedFileError as error:
+        raise ModelError(str(error)) from None
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as e:
         reason = first_line(e)
         raise ModelError(
@@ -353,11 +361,11 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
         raise ValueError(f"unknown prediction type {description['prediction']!r}")
     with torch.random.fork_rng(devices=[]):
         network = registry.build(config)
-    network.load_state_dict(load_file(directory / "model.safetensors"))
+    network.load_state_dict(read_tensors(directory / "model.safetensors")[0])
     num_classes = operator.index(description["num_classes"])
     nulls = description.get("null_values", {"label": num_classes} if num_classes else {})
     if (directory / NULL_CONDITION).is_file():
-        nulls = {**nulls, **load_file(directory / NULL_CONDITION)}
+        nulls = {**nulls, **read_tensors(directory / NULL_CONDITION)[0]}
     denoiser = Denoiser(
         network,
         description["prediction"],

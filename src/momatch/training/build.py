@@ -37,14 +37,14 @@ from momatch.models.provenance import Inputs, Provenance
 from momatch.networks import registry
 from momatch.networks.configs import MLPConfig, UViTConfig
 from momatch.networks.lora import AdaptedNetwork, share
-from momatch.training import checkpoint, distributed, sharding
+from momatch.training import distributed, sharding
 from momatch.training.batches import Batches, image_batches
 from momatch.training.claims import alone_in, claim
 from momatch.training.finished import finished
 from momatch.training.run import Best, Run
 from momatch.utils import devices
 from momatch.utils.errors import ConfigError
-from momatch.utils.files import as_path
+from momatch.utils.files import as_path, read_tensors, write_tensors
 from momatch.utils.seeding import derive_seed
 from momatch.utils.settings import shown
 
@@ -303,13 +303,13 @@ def _second_moments(
                 "set method.lambda_steps to 300, to estimate them on the data"
             )
     elif own and estimated:
-        moments = distributed.tensors_on_main(lambda: checkpoint.load_tensors(own))
+        moments = distributed.tensors_on_main(lambda: read_tensors(own)[0])
     else:
         batches = _shared_batches(data, teacher, config.train, config.method.minibatches)
         loss = _denoising(teacher.denoiser.unwrapped, teacher.schedule)
         moments = estimate_second_moments(loss, batches, steps, distributed.average)
         if directory and distributed.is_main():
-            checkpoint.save_tensors(directory / SECOND_MOMENTS, moments)
+            write_tensors(directory / SECOND_MOMENTS, moments)
     wanted = {name: p.shape for name, p in teacher.denoiser.unwrapped.named_parameters()}
     if {name: v.shape for name, v in moments.items()} != wanted:
         raise ConfigError(

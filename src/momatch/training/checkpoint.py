@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from momatch.training import distributed, sharding
 from momatch.training.optim import RoleOptimizer
 from momatch.utils.errors import Notice, UsageError
-from momatch.utils.files import fingerprint, write_atomically
+from momatch.utils.files import DamagedFileError, read_tensors, write_tensors
 
 FORMAT = "momatch-checkpoint-1"
 
@@ -72,13 +71,8 @@ def save(directory: Path, progress: Progress, state: State, keep: int = 2) -> No
 
 def _write(directory: Path, progress: Progress, tensors: dict[str, Tensor], keep: int) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    metadata = {
-        "format": FORMAT,
-        "progress": json.dumps(vars(progress)),
-        "fingerprint": fingerprint(tensors),
-    }
     path = directory / f"step-{progress.step:08d}.safetensors"
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    write_tensors(path, tensors, format=FORMAT, progress=json.dumps(vars(progress)))
     for old in paths(directory)[:-keep]:
         old.unlink()
 
@@ -174,15 +168,11 @@ class _DamageError(Exception):
 
 def _read(path: Path, remedy: str) -> _File:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise _DamageError(str(error)) from None
+        tensors, metadata = read_tensors(path)
+    except DamagedFileError as error:
+        raise _DamageError(error.reason) from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this program; {remedy}")
-    if metadata.get("fingerprint", "") not in ("", fingerprint(tensors)):  # earlier versions kept none
-        raise _DamageError("its contents are not what was written")
     try:
         progress = Progress(**json.loads(metadata["progress"]))
     except (KeyError, TypeError, ValueError):
@@ -199,17 +189,6 @@ def second_moments(directory: Path, role: str, beta2: float) -> dict[str, Tensor
         correction = 1 - beta2 ** float(file.get_tensor(f"{prefix}step"))
         names = [k.removeprefix(prefix).removesuffix(suffix) for k in file.keys() if k.endswith(suffix)]  # noqa: SIM118
         return {name: file.get_tensor(f"{prefix}{name}{suffix}") / correction for name in names}
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors as one safetensors file, whole or not at all."""
-    dense = {key: value.contiguous() for key, value in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(dense, temporary))
-
-
-def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read what `save_tensors` wrote."""
-    return load_file(path)
 
 
 def _tensors(role: str, network: nn.Module, optimizer: RoleOptimizer) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from momatch.models.model import Model
 from momatch.networks.lora import AdaptedNetwork
 from momatch.training import checkpoint, sharding
 from momatch.utils.errors import ConfigError
+from momatch.utils.files import read_tensors
 from momatch.utils.run_folder import RunFolder
 
 Weights = dict[str, Tensor]
@@ -36,9 +37,9 @@ def finished(run: str, teacher: Model) -> tuple[Weights, Weights]:
         )
     auxiliary = {}
     if folder.auxiliary.is_file():
-        auxiliary = checkpoint.load_tensors(folder.auxiliary)
+        auxiliary = read_tensors(folder.auxiliary)[0]
     elif saved := checkpoint.paths(folder.checkpoints):
-        tensors = checkpoint.load_tensors(saved[-1])
+        tensors = read_tensors(saved[-1])[0]
         auxiliary = {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}
     shapes = {name: value.shape for name, value in teacher.denoiser.unwrapped.network.state_dict().items()}
     if {name: value.shape for name, value in auxiliary.items()} != shapes:

@@ -33,6 +33,7 @@ from momatch.training.finished import auxiliary_weights
 from momatch.training.loop import Record, state_of, train
 from momatch.training.monitor import Look, Monitor
 from momatch.training.stopping import Smoothed, Stopper
+from momatch.utils.files import read_tensors, write_tensors
 from momatch.utils.run_folder import SECOND_MOMENTS, Row, RunFolder
 
 FRECHET_KEY = "frechet of the look"  # beside the weights in best.safetensors
@@ -201,10 +202,10 @@ class Run:
         model.save(home)
         save_adapter(self.model, home / "lora")
         if auxiliary:
-            checkpoint.save_tensors(folder.auxiliary, auxiliary)
+            write_tensors(folder.auxiliary, auxiliary)
         if not distilled:
             moments = checkpoint.second_moments(folder.checkpoints, "teacher", self.config.optim.beta2)
-            checkpoint.save_tensors(home / SECOND_MOMENTS, moments)
+            write_tensors(home / SECOND_MOMENTS, moments)
 
 
 class Best:
@@ -214,7 +215,7 @@ class Best:
         path = self.path = RunFolder(directory).best if directory else None
         self.weights: dict[str, Tensor] = {}
         if path and distributed.on_main(path.is_file):
-            self.weights = distributed.tensors_on_main(lambda: checkpoint.load_tensors(path))
+            self.weights = distributed.tensors_on_main(lambda: read_tensors(path)[0])
             self.weights.pop(FRECHET_KEY)
 
     def keep(self, model: Model, look: Look) -> None:
@@ -223,7 +224,7 @@ class Best:
         self.weights = {key: sharding.whole(value.detach()).clone() for key, value in state.items()}
         if self.path and distributed.is_main():
             frechet = torch.tensor(look.frechet, dtype=torch.float64)
-            checkpoint.save_tensors(self.path, {FRECHET_KEY: frechet, **self.weights})
+            write_tensors(self.path, {FRECHET_KEY: frechet, **self.weights})
 
     def restore(self, model: Model) -> None:
         """Put the best weights back into the model; nothing happens if there was no look."""

@@ -11,12 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from momatch.utils.errors import UsageError
 from momatch.utils.settings import shown
+from momatch.utils.text import first_line
 
 
 def as_path(value: object, what: str) -> Path:
@@ -83,6 +84,52 @@ def fingerprint(tensors: Mapping[str, Tensor | Chunked]) -> str:
         for part in [tensor] if isinstance(tensor, Tensor) else tensor.chunks():
             digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+FINGERPRINT = "fingerprint"  # in the header of a file of tensors
+
+
+class DamagedFileError(UsageError):
+    """A file of tensors that is not as it was written.
+
+    Args:
+        path: of the file.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, reason: str):
+        self.reason = reason
+        super().__init__(f"{path} is damaged ({reason}); copy it again, or make it again")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+    """Write tensors as one safetensors file, whole or not at all, with their fingerprint in its header.
+
+    Raises:
+        OSError: if it cannot be written; an older file of that name is untouched.
+    """
+    dense = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    header = {**metadata, FINGERPRINT: fingerprint(dense)}
+    write_atomically(path, lambda temporary: save_file(dense, temporary, metadata=header))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and the metadata of its header.
+
+    A file of another program, or of an earlier version, has no fingerprint, and none is asked for.
+
+    Raises:
+        DamagedFileError: if it cannot be read, or does not hold what was written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise DamagedFileError(path, first_line(error)) from None
+    if metadata.get(FINGERPRINT, "") not in ("", fingerprint(tensors)):
+        raise DamagedFileError(path, "its contents are not what was written")
+    return tensors, metadata
 
 
 def shipped_tensors(path: Path) -> dict[str, Tensor]:
