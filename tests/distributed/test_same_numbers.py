@@ -82,15 +82,18 @@ def check_numbers(found: list[dict], wanted: dict) -> None:
 
 
 def check_model(found: dict, wanted: dict) -> None:
-    """The same samples and weights, to 1e-5.
+    """The same samples, to 1e-5, and the same weights, to 1e-5 of the norm of each tensor.
 
-    Biases are left out: of those before a group norm, and of attention's keys, nothing in the output depends
+    Not of each number: Adam divides by the root of its square, so one whose gradient is near rounding may
+    move by a part of the learning rate (1.14e-5 was seen, one of 768, on another CPU). Biases are left out:
+    of those before a group norm, and of attention's keys, nothing in the output depends
     on. Their gradients are rounding errors, which Adam (ε = 1e-12) makes steps of the full learning rate.
     """
     torch.testing.assert_close(found["samples"], wanted["samples"], rtol=0, atol=1e-5)
     for name, value in found["weights"].items():
         if not name.endswith("bias"):
-            torch.testing.assert_close(value, wanted["weights"][name], rtol=0, atol=1e-5)
+            expected = wanted["weights"][name]
+            assert float((value - expected).norm()) <= 1e-5 * float(expected.norm()), name
 
 
 def log_of(folder: Path) -> list[dict]:

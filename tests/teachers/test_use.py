@@ -152,6 +152,8 @@ def test_a_network_of_ones_own(tmp_path):
     assert torch.equal(student.sample(3), again.sample(3)) and again.denoiser.clip == 1.0
     for source, sentence in [
         ("tiny_teacher:no_model", "returned int; it must return a momatch.Model"),
+        ("tiny_teacher:unmarked", "does not say that it returns a model, so it is not called"),
+        ("os:abort", "does not say that it returns a model, so it is not called"),
         ("tiny_teacher:nothing", "has no function 'nothing'"),
         ("no_such_module:make", "cannot import 'no_such_module'"),
     ]:

@@ -20,7 +20,7 @@ class Net(nn.Module):
         return self.last(torch.tanh(hidden))
 
 
-def make():
+def make() -> momatch.Model:
     betas = torch.linspace(1e-4, 0.02, 1000).tolist()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -34,5 +34,9 @@ def make():
     )
 
 
-def no_model():
+def no_model() -> momatch.Model:
     return 3
+
+
+def unmarked():
+    raise AssertionError("it was called")

@@ -29,6 +29,7 @@ COMMANDS = {
     "recipes": "list the recipes",
     "serve": "a page in the browser, a student beside its teacher: momatch serve RUN",
 }
+LONGEST_MESSAGE = 1500  # characters
 SHARED = "train-teacher", "distill", "sample", "evaluate"  # what several processes can do together
 _HOMES = {  # where in momatch.cli each is
     "demo": "train:demo",
@@ -154,5 +155,8 @@ def _notices_as_sentences() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> int:
+    if len(message) > LONGEST_MESSAGE:  # somebody's prompt, or what a file holds
+        half = LONGEST_MESSAGE // 2
+        message = f"{message[:half]} … {message[-half:]}"
     print(f"momatch: {message}", file=sys.stderr)
     return code

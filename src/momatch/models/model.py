@@ -374,6 +374,9 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
         float(description.get("sigma_data", process.SIGMA_DATA)),
         description.get("clip"),
     )
+    shape = tuple(operator.index(size) for size in description["sample_shape"])
+    if not shape or min(shape) < 1:
+        raise ValueError(f"a sample cannot have the shape {shape}")
     sampler = description.get("sampler", "ancestral")
     if sampler not in (*ETAS, *SOLVERS):
         raise ValueError(f"unknown sampler {sampler!r}")
@@ -383,7 +386,7 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
         denoiser=denoiser.eval(),
         network=config,
         schedule=schedule,
-        sample_shape=tuple(operator.index(size) for size in description["sample_shape"]),
+        sample_shape=shape,
         steps=operator.index(description["steps"]),
         num_classes=num_classes,
         cond_shapes={k: tuple(v) for k, v in description.get("cond_shapes", {}).items()},

@@ -116,9 +116,9 @@ class RunFolder:
         return any(self.checkpoints.glob("step-*.safetensors")) or self.metrics.exists()
 
     def rows(self) -> list[Row]:
-        """The log; lines that a crash has cut short are passed over."""
+        """The log; lines that a crash has cut short, or that are damaged, are passed over."""
         try:
-            lines = self.metrics.read_text().split("\n")
+            lines = self.metrics.read_text(encoding="utf-8", errors="replace").split("\n")
         except OSError:
             return []
         return [row for line in lines if (row := _row(line)) is not None]

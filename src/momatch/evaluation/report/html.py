@@ -70,7 +70,10 @@ class ReadRun:
     def takes_text(self) -> bool:
         """Whether its finished model is asked by prompts."""
         path = RunFolder(self.path).model("student" if self.is_distillation else "teacher") / "model.json"
-        return path.is_file() and "encoder_hidden_states" in json.loads(_read(path)).get("cond_shapes", {})
+        try:
+            return "encoder_hidden_states" in json.loads(_read(path))["cond_shapes"]
+        except (OSError, ValueError, LookupError, TypeError):  # gone, damaged, or of an earlier version
+            return False
 
     @property
     def steps_done(self) -> int:

@@ -13,6 +13,7 @@ from momatch.data.emoji import TEXT_ENCODER
 from momatch.interop.text_encoders import WHOLE
 from momatch.models.model import Model
 from momatch.networks.configs import DiffusersConfig
+from momatch.utils.errors import UsageError
 from momatch.utils.run_folder import RunFolder
 from momatch.utils.text import alternatives
 
@@ -72,7 +73,7 @@ def render(
         teacher=_short(source),
         base_model=source if from_diffusers and re.fullmatch(r"[\w.-]+/[\w.-]+", source) else None,
         data=_short(origin.data or "unknown"),
-        classes=origin.class_names,
+        classes=[_short(name) for name in origin.class_names],
         method=_method(config),
         extended_at=config.get("train", {}).get("extended_at", []),
         num_steps=config.get("train", {}).get("num_steps", 0),
@@ -106,8 +107,9 @@ def _own_call(model: Model, decodes: bool) -> str:
 
 
 def _short(source: str) -> str:
-    """Without the folders of this machine."""
-    return Path(source).name if Path(source).is_absolute() else source
+    """Without the folders of this machine, and without what Markdown or HTML would take for a mark."""
+    name = Path(source).name if Path(source).is_absolute() else source
+    return re.sub(r"[`<>|\s]+", " ", name)
 
 
 def _text(model: Model) -> dict[str, Any] | None:
@@ -141,8 +143,11 @@ def _rows(run: Path | None) -> list[dict[str, Any]]:
     if path is None or not path.is_file():
         return []
     found = []
-    for row in json.loads(path.read_text())["rows"]:
-        for m in row["result"]["measurements"]:
-            if m["metric"] == "frechet":
-                found.append({"name": row["name"], "steps": row["steps"], "m": m})
+    try:
+        for row in json.loads(path.read_text())["rows"]:
+            for m in row["result"]["measurements"]:
+                if m["metric"] == "frechet":
+                    found.append({"name": row["name"], "steps": row["steps"], "m": m})
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UsageError(f"{path} cannot be read; evaluate again: momatch evaluate {run}") from None
     return found
