@@ -48,7 +48,7 @@ def read(path: Path) -> RunConfig:
         fields = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from None
-    if not isinstance(fields, dict) or fields.get("kind") not in KINDS:
+    if not isinstance(fields, dict) or fields.get("kind") not in list(KINDS):  # which may be of any type
         raise ConfigError(f"{path} is not the config of a run: its 'kind' is none of {', '.join(KINDS)}")
     return from_json(fields, KINDS[fields["kind"]])
 

@@ -47,6 +47,7 @@ from momatch.utils.run_folder import SECOND_MOMENTS
 from momatch.utils.text import first_line
 
 FORMAT = "momatch-model-1"
+MOST_SIDE = 2**16  # of a sample, in numbers
 NULL_CONDITION = "null-condition.safetensors"
 
 
@@ -359,9 +360,14 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
         raise ValueError("its schedule does not fall from a finite logSNR to another")
     if description["prediction"] not in get_args(process.Prediction):
         raise ValueError(f"unknown prediction type {description['prediction']!r}")
+    weights = read_tensors(directory / "model.safetensors")[0]
+    shape = tuple(operator.index(size) for size in description["sample_shape"])
+    if not shape or not 1 <= min(shape) <= max(shape) <= MOST_SIDE:
+        raise ValueError(f"a sample cannot have the shape {shape}")
+    registry.check_fit(config, weights, shape)
     with torch.random.fork_rng(devices=[]):
         network = registry.build(config)
-    network.load_state_dict(read_tensors(directory / "model.safetensors")[0])
+    network.load_state_dict(weights)
     num_classes = operator.index(description["num_classes"])
     nulls = description.get("null_values", {"label": num_classes} if num_classes else {})
     if (directory / NULL_CONDITION).is_file():
@@ -374,9 +380,6 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
         float(description.get("sigma_data", process.SIGMA_DATA)),
         description.get("clip"),
     )
-    shape = tuple(operator.index(size) for size in description["sample_shape"])
-    if not shape or min(shape) < 1:
-        raise ValueError(f"a sample cannot have the shape {shape}")
     sampler = description.get("sampler", "ancestral")
     if sampler not in (*ETAS, *SOLVERS):
         raise ValueError(f"unknown sampler {sampler!r}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from momatch.networks.configs import (
     CustomConfig,
@@ -26,9 +27,10 @@ from momatch.networks.tokens import TokenTransformer
 from momatch.networks.unet import UNet
 from momatch.networks.uvit import UViT
 from momatch.utils.errors import ConfigError
-from momatch.utils.settings import require, sentence
+from momatch.utils.settings import require, sentence, shown
 
 TrainableConfig = UNetConfig | UViTConfig | MLPConfig  # those that `momatch train-teacher` trains
+_OWN = UNetConfig, UViTConfig, MLPConfig, TokenTransformerConfig
 NetworkConfig = UNetConfig | UViTConfig | MLPConfig | TokenTransformerConfig | DiffusersConfig | CustomConfig
 
 _FAMILIES: dict[str, tuple[type, Callable[[Any], nn.Module]]] = {
@@ -39,6 +41,7 @@ _FAMILIES: dict[str, tuple[type, Callable[[Any], nn.Module]]] = {
     "diffusers": (DiffusersConfig, DiffusersNetwork),
     "custom": (CustomConfig, build_custom),
 }
+MOST, MOST_BLOCKS, MOST_LEVELS = 2**20, 1000, 64  # of a file's own network: what is above is no network's
 
 
 def build(config: NetworkConfig) -> nn.Module:
@@ -113,7 +116,45 @@ def from_json(given: dict[str, Any]) -> NetworkConfig:
     for key in rest:
         if key not in known:
             raise ValueError(f"unknown config key 'network.{key}'; known here are {', '.join(known)}")
+    if config_type(family) in _OWN:
+        _check_sizes(rest)
     return shape(**rest)
+
+
+def _check_sizes(given: Mapping[str, Any]) -> None:
+    for key, value in given.items():
+        numbers = value if isinstance(value, tuple) else [value]
+        most = MOST_BLOCKS if key in ("depth", "blocks_per_level") else MOST
+        if len(numbers) > MOST_LEVELS or any(_is_above(number, most) for number in numbers):
+            raise ValueError(f"network.{key} is {shown(value)}, larger than any network's")
+
+
+def _is_above(number: Any, most: int) -> bool:
+    return isinstance(number, int | float) and not abs(number) <= most
+
+
+def check_fit(config: NetworkConfig, weights: Mapping[str, Tensor], sample: tuple[int, ...]) -> None:
+    """Refuse weights or samples that are not those of this shape, before memory is taken for a network of it.
+
+    Networks of other people's code cannot be asked without being built.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    if not isinstance(config, _OWN):
+        return
+    with torch.device("meta"):
+        wanted = {name: tensor.shape for name, tensor in build(config).state_dict().items()}
+    for name in sorted({*wanted, *weights}):
+        found = weights[name].shape if name in weights else None
+        if found != wanted.get(name):
+            raise ValueError(f"its weights are not those of its network: {name} is {found}")
+    if isinstance(config, UNetConfig | UViTConfig):
+        sides = divisor(config)
+        if len(sample) != 3 or sample[0] != config.image_channels or any(s % sides for s in sample[1:]):
+            raise ValueError(f"its network makes no samples of shape {sample}")
+    if isinstance(config, MLPConfig) and math.prod(sample) != config.dim:
+        raise ValueError(f"its network makes no samples of shape {sample}")
 
 
 def checked(config: TrainableConfig) -> TrainableConfig:
