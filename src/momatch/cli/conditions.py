@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +12,8 @@ from momatch.cli.parsing import integers
 from momatch.diffusion.denoiser import Cond
 from momatch.interop.text_encoders import text_encoder_of
 from momatch.models.model import Model
-from momatch.utils.errors import UsageError
-from momatch.utils.text import first_line
+from momatch.utils.errors import Notice, UsageError
+from momatch.utils.text import alternatives, counts_of, first_line
 
 MOST_NAMES = 12  # that an error lists
 
@@ -84,3 +85,16 @@ def prompt_cond(prompts: Sequence[str], labels: str | None, num: int, model: Mod
         raise UsageError(f"--labels {labels} beside --prompt {prompts[0]!r}: ask by one of them")
     turn = torch.arange(num) % len(prompts)
     return {name: rows[turn] for name, rows in encoder.encode(prompts).items()}
+
+
+def notice_other_steps(model: Model, steps: Sequence[int]) -> None:
+    """Say so where a student is asked for numbers of steps that it was not made for."""
+    others = [count for count in steps if count not in model.step_counts]
+    if model.is_student and others:
+        warnings.warn(
+            f"this student was made for {counts_of(model.step_counts, 'step')}, not for "
+            f"{alternatives(others)}; one distilled for that gives better results (momatch distill RECIPE "
+            "--steps)",
+            Notice,
+            stacklevel=2,
+        )

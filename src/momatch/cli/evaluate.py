@@ -10,6 +10,7 @@ from typing import Literal
 from rich.console import Console
 from tyro.conf import Fixed, Suppress
 
+from momatch.cli.conditions import notice_other_steps
 from momatch.cli.parsing import (
     OptionalInt,
     OptionalText,
@@ -115,6 +116,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
         cond = fixed_cond(candidate.model, data.heldout, parsed.num)
         for k in candidate.steps:
             candidate.model.check_request(parsed.num, k, cond, parsed.seed, parsed.running.batch_size)
+    notice_other_steps(model, steps)
     directory = Path(parsed.run) if RunFolder(Path(parsed.run)).exists else None
     candidates = [replace(each, model=distributed.split(each.model)) for each in candidates]
     told = console if parsed.format == "table" else Console(stderr=True)

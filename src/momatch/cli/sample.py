@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 from tyro.conf import UseAppendAction
 
-from momatch.cli.conditions import given_cond, label_cond, prompt_cond
+from momatch.cli.conditions import given_cond, label_cond, notice_other_steps, prompt_cond
 from momatch.cli.parsing import (
     OptionalFloat,
     OptionalInt,
@@ -30,7 +30,7 @@ from momatch.models.model import Model
 from momatch.training import distributed
 from momatch.utils import devices
 from momatch.utils.errors import Notice, UsageError
-from momatch.utils.text import count_of, counts_of
+from momatch.utils.text import count_of
 
 DEFAULT_OUT = Path("samples.png")
 ARRAYS = (".npy", ".npz", ".safetensors")
@@ -101,13 +101,7 @@ def sample(arguments: list[str], console: Console) -> None:
     model.check_request(num, steps, cond, parsed.seed, parsed.running.batch_size)
     if parsed.guidance and cond is None and model.cond_shapes:
         raise UsageError(f"--guidance {parsed.guidance} needs something to guide to; give --prompt")
-    if model.is_student and steps not in model.step_counts:
-        warnings.warn(
-            f"this student was made for {counts_of(model.step_counts, 'step')}, not for {steps}; one "
-            "distilled for that gives better results (momatch distill RECIPE --steps)",
-            Notice,
-            stacklevel=2,
-        )
+    notice_other_steps(model, [steps])
     if model.cond_shapes and not any(prompts) and not parsed.cond:
         by = "--cond" if vectors else "--prompt"
         warnings.warn(

@@ -15,7 +15,10 @@ itself will not do, since its students are trained to make this number small for
 
 is unbiased, so that it may be negative, and compares across different n. Where ℓ draws noise, both sides of a
 pair are given the same, which leaves pairs independent of each other. The standard error is a delete-one
-jackknife over pairs. Memory: G times the parameters of the reference.
+jackknife over pairs. Where both sides are of one distribution it comes out about 1.5 times too large, since
+(2) is then a degenerate U-statistic: tests by it are too timid there, not too bold.
+
+Memory: G times the parameters of the reference.
 
 Source: Salimans et al. 2026, arXiv 2603.20155.
 """

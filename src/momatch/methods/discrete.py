@@ -37,7 +37,7 @@ from momatch.utils.seeding import Generator
 
 
 class DiscreteDenoising(Method):
-    """Training a teacher: minimise −w(t) Σ_c x_c log g(z_t)_c, whose optimum is E[x | z_t].
+    """Training a teacher: minimise −Σ_c x_c log g(z_t)_c at t ~ p(t), whose optimum is E[x | z_t].
 
     Args:
         denoiser: the network that learns, as probabilities; its role is "teacher".

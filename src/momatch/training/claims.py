@@ -108,8 +108,15 @@ def _former_ends(folder: RunFolder, steps: int) -> list[int]:
             f"the run in {folder.path} was ended by its stopping rule and cannot be extended; choose another "
             "--out"
         )
-    train = _read(folder).get("train", {})
-    before, ends = int(train.get("num_steps", 0)), [int(end) for end in train.get("extended_at", [])]
+    try:
+        train = _read(folder).get("train", {})
+        before, ends = int(train.get("num_steps", 0)), [int(end) for end in train.get("extended_at", [])]
+    except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"{folder.config} is damaged (train); choose another --out or delete the folder"
+        ) from None
     if steps < before:
         raise ConfigError(
             f"train.num_steps is {steps}, but the run in {folder.path} has {before}; give more with --extend"
