@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from momatch.training import run as runs
 from momatch.training.build import distill, distillation
 from momatch.training.claims import claim, extended
 from momatch.training.monitor import Monitor
-from momatch.utils.errors import ConfigError
+from momatch.utils.errors import ConfigError, RunError
 from momatch.utils.run_folder import RunFolder
 
 
@@ -259,3 +260,19 @@ def test_features_of_the_training_set_are_extracted_once_there_are_previews_to_c
     assert spy.seen == (len(data.train) + 100 * previews if every else 0) and bool(previews) == bool(every)
     start = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])  # what alarms go by is there
     assert start["data_std"] == pytest.approx(float(data.train.images.std()))
+
+
+@pytest.mark.parametrize("when", ["under way", "before the end"])
+def test_a_folder_that_is_taken_away_ends_the_run_and_the_command_begins_anew(when, teacher, data, tmp_path):
+    config = DistillConfig(
+        steps=2, train=TrainConfig(num_steps=4, batch_size=4, checkpoint_every=1, log_every=1)
+    )
+    run = distillation(teacher, data, config, tmp_path / "run")
+    with pytest.raises(RunError, match="was removed.* while the run went on"):
+        for event in run:
+            if when == "under way" and event.record.step == 2:
+                shutil.rmtree(tmp_path / "run")
+        shutil.rmtree(tmp_path / "run")
+        run.finish()
+    again = distillation(teacher, data, config, tmp_path / "run")
+    assert [event.record.step for event in again] == [1, 2, 3, 4] and again.finish().is_student

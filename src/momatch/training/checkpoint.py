@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from momatch.training import distributed, sharding
 from momatch.training.optim import RoleOptimizer
-from momatch.utils.errors import Notice, UsageError
+from momatch.utils.errors import Notice, RunError, UsageError
 from momatch.utils.files import DamagedFileError, read_tensors, write_tensors
 
 FORMAT = "momatch-checkpoint-1"
@@ -70,7 +70,11 @@ def save(directory: Path, progress: Progress, state: State, keep: int = 2) -> No
 
 
 def _write(directory: Path, progress: Progress, tensors: dict[str, Tensor], keep: int) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
+    if not directory.parent.is_dir():  # with half a run in a new folder nobody could go on
+        raise RunError(
+            f"{directory.parent} was removed while the run went on; the same command begins it anew"
+        )
+    directory.mkdir(exist_ok=True)
     path = directory / f"step-{progress.step:08d}.safetensors"
     write_tensors(path, tensors, format=FORMAT, progress=json.dumps(vars(progress)))
     for old in paths(directory)[:-keep]:

@@ -146,6 +146,8 @@ class Run:
         vanishing = self.config.method.vanishing or ""
         stopper, smoothed = Stopper(rule, vanishing), Smoothed(vanishing, rule.window)
         for record in records:
+            if log.folder:
+                log.folder.check_is_there()
             if not log.started:
                 monitor.best = log.best_before(record.step)
                 log.replay(record.step, smoothed, stopper)
@@ -193,6 +195,7 @@ class Run:
             folder, auxiliary = RunFolder(self.directory), {}
             if isinstance(self.config, DistillConfig) and self.config.keep_auxiliary:
                 auxiliary = auxiliary_weights(self.method.trainable)
+            distributed.on_main(folder.check_is_there)
             distributed.on_main(lambda: self._save(model, folder, auxiliary))
         return model
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from momatch.utils.errors import ConfigError
+from momatch.utils.errors import ConfigError, RunError
 from momatch.utils.files import write_atomically
 
 LOCK = ".lock"
@@ -94,6 +94,18 @@ class RunFolder:
     def exists(self) -> bool:
         """Whether it is the folder of a run."""
         return self.config.is_file()
+
+    def check_is_there(self) -> None:
+        """Refuse to write on where somebody has taken the folder away: half a run would be left.
+
+        Raises:
+            RunError: saying so.
+        """
+        if not self.exists:
+            raise RunError(
+                f"{self.path} was removed, or its config.json was, while the run went on; the same command "
+                "begins it anew"
+            )
 
     @property
     def role(self) -> Literal["student", "teacher"]:
