@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,15 @@ def full_disk(work: Path, wanted: dict, rng: random.Random) -> list[dict[str, An
     return found
 
 
+def lock_soon(disk: Path) -> None:
+    """Forbid writing once the run has a checkpoint, at the first moment at which it has no file open."""
+    end = time.monotonic() + 60
+    while not any((disk / "run").glob("checkpoints/step-*")) and time.monotonic() < end:
+        time.sleep(0.01)
+    while subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True).returncode:
+        time.sleep(0.01)
+
+
 def read_only(work: Path, wanted: dict) -> list[dict[str, Any]]:
     """A disk that may not be written from the start, or from the middle of a run on."""
     disk, found = work / "ro", []
@@ -79,7 +89,7 @@ def read_only(work: Path, wanted: dict) -> list[dict[str, Any]]:
         code, said = run(disk / "run")
         remount(disk, "rw")
         found.append({"when": "start", "code": code, "said": said})
-        locker = threading.Timer(6.0, lambda: subprocess.run(["mount", "-o", "remount,ro,force", disk]))
+        locker = threading.Thread(target=lock_soon, args=(disk,))
         locker.start()
         code, said = run(disk / "run")
         locker.join()
@@ -90,13 +100,21 @@ def read_only(work: Path, wanted: dict) -> list[dict[str, Any]]:
     return found
 
 
+def remove_soon(folder: Path, after: float) -> None:
+    """Remove the run's folder so long after its first checkpoint."""
+    end = time.monotonic() + 60
+    while not any(folder.glob("checkpoints/step-*")) and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(after)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def folder_gone(work: Path, wanted: dict, rng: random.Random) -> list[dict[str, Any]]:
     """The run's folder is removed under way."""
     found = []
     for i in range(5):
         folder = work / f"gone-{i}"
-        after = rng.uniform(3, 8)
-        remover = threading.Timer(after, lambda folder=folder: shutil.rmtree(folder, ignore_errors=True))
+        remover = threading.Thread(target=remove_soon, args=(folder, rng.uniform(0, 1)))
         remover.start()
         code, said = run(folder)
         remover.join()
@@ -107,19 +125,18 @@ def folder_gone(work: Path, wanted: dict, rng: random.Random) -> list[dict[str, 
 
 
 def damaged(work: Path, wanted: dict, rng: random.Random) -> dict[str, int]:
-    """The newest checkpoint of a stopped run, cut short or with a flipped bit at a hundred places each."""
-    import torch
+    """The newest checkpoint of a stopped run, cut short or with a flipped bit at a hundred places each.
 
-    from momatch.cli import main as momatch
+    Each must be noticed; with every twentieth the run goes on, from the checkpoint before, to its end.
+    """
+    from momatch.training.checkpoint import _newest_whole
 
-    torch.set_num_threads(1)
     stopped = work / "stopped"
     half = "import momatch.training.checkpoint as c, os; s = c.save\n"
     half += "def save(d, p, *a):\n    s(d, p, *a)\n    if p.step == 12: os._exit(9)\nc.save = save"
     assert run(stopped, half)[0] == 9
     newest = max((stopped / "checkpoints").glob("step-*.safetensors"))
-    contents, counts = newest.read_bytes(), {"cases": 0, "same": 0}
-    null = open(os.devnull, "w")
+    contents, counts = newest.read_bytes(), {"cases": 0, "noticed": 0, "run on": 0, "same": 0}
     for i in range(2 * PLACES):
         copy = work / "copy"
         shutil.copytree(stopped, copy)
@@ -127,10 +144,14 @@ def damaged(work: Path, wanted: dict, rng: random.Random) -> dict[str, int]:
         data = bytearray(contents)
         data[place] ^= 1 << rng.randrange(8)
         (copy / "checkpoints" / newest.name).write_bytes(contents[:place] if i % 2 else bytes(data))
-        with contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
-            code = momatch([*COMMAND, "--out", str(copy)])
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            (taken,) = _newest_whole(copy / "checkpoints")
         counts["cases"] += 1
-        counts["same"] += code == 0 and outcome(copy) == wanted
+        counts["noticed"] += taken.path.name < newest.name and "is damaged" in str(said[0].message)
+        if i % 21 == 0:
+            counts["run on"] += 1
+            counts["same"] += run(copy)[0] == 0 and outcome(copy) == wanted
         shutil.rmtree(copy)
     return counts
 
@@ -154,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=[], help="cases; all if left out")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -169,10 +191,12 @@ def main() -> None:
             "folder gone": lambda: folder_gone(work, wanted, rng),
             "damaged": lambda: damaged(work, wanted, rng),
         }.items():
+            if arguments.only and name not in arguments.only:
+                continue
             result[name] = case()
             print(name, json.dumps(result[name], indent=1), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+            if arguments.out:
+                arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

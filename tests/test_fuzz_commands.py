@@ -1,6 +1,6 @@
 """Commands, configs, models and runs at random: each works, or ends with one sentence and exit code 2.
 
-MOMATCH_FUZZ=2000 pytest tests/test_fuzz.py tries that many of each kind; the daily suite a few.
+MOMATCH_FUZZ=2000 pytest tests/test_fuzz_commands.py tries that many of each kind; the daily suite a few.
 """
 
 from __future__ import annotations
