@@ -106,7 +106,8 @@ def remove_soon(folder: Path, after: float) -> None:
     while not any(folder.glob("checkpoints/step-*")) and time.monotonic() < end:
         time.sleep(0.01)
     time.sleep(after)
-    shutil.rmtree(folder, ignore_errors=True)
+    while folder.exists():  # once is not enough where the run writes at the same moment
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def folder_gone(work: Path, wanted: dict, rng: random.Random) -> list[dict[str, Any]]:
