@@ -29,8 +29,8 @@ from momatch.evaluation.retrieval import WEIGHTS, CaptionRetrieval
 from momatch.networks.classifier import Classifier
 from momatch.networks.matcher import Matcher
 from momatch.training.batches import image_batches
-from momatch.training.checkpoint import save_tensors
 from momatch.training.loop import train
+from momatch.utils.files import write_tensors
 
 ASSETS = Path(__file__).parent.parent / "src/momatch/assets"
 SEED = 0
@@ -60,7 +60,7 @@ def train_classifier(name: str, data: Split, num_steps: int, made_by: str) -> No
     with torch.no_grad():
         predicted = torch.cat([found.predict(rows) for rows in batches_of(data.heldout.images, 500)])
     hits = predicted == data.heldout.labels
-    save_tensors(weights_of(name), network.state_dict())
+    write_tensors(weights_of(name), network.state_dict())
     note = {
         "made_by": f"python tools/make_assets.py {made_by}",
         "seed": SEED,
@@ -97,7 +97,7 @@ def make_captions() -> None:
     reduced = (flat - mean) @ basis
     scale = reduced.abs().max() / 127
     levels = (reduced / scale).round().to(torch.int8)
-    save_tensors(PROJECTION, {"mean": mean.float(), "basis": basis.float().contiguous()})
+    write_tensors(PROJECTION, {"mean": mean.float(), "basis": basis.float().contiguous()})
     packed = {
         "captions": levels[:-1],
         "captions_counts": counts[:-1].reshape(len(names), -1).to(torch.uint8),
@@ -105,7 +105,7 @@ def make_captions() -> None:
         "null_counts": torch.ones(1, 1, dtype=torch.uint8),
         "scale": scale.float().reshape(1),
     }
-    save_tensors(emoji.FOLDER / "captions.safetensors", packed)
+    write_tensors(emoji.FOLDER / "captions.safetensors", packed)
     kept = reduced.var(0).sum() / flat.var(0).sum()
     print(f"{len(texts)} captions, {len(levels)} tokens, {float(kept):.3f} of the variance kept")
 
@@ -121,7 +121,7 @@ def make_matcher() -> None:
         Contrastive(matcher), batches, TrainConfig(num_steps=1000, batch_size=256, seed=SEED), optim
     ):
         pass
-    save_tensors(WEIGHTS, matcher.state_dict())
+    write_tensors(WEIGHTS, matcher.state_dict())
     judge, right = CaptionRetrieval(data.heldout.conditions), torch.arange(len(data.heldout))
     scores = judge.scores(data.heldout.images[:])
     rank = (scores >= scores[right, right][:, None]).sum(1)

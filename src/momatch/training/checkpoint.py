@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from momatch.training import distributed, sharding
 from momatch.training.optim import RoleOptimizer
-from momatch.utils.errors import Notice, RunError, UsageError
+from momatch.utils.errors import Notice, UsageError
 from momatch.utils.files import DamagedFileError, read_tensors, write_tensors
+from momatch.utils.run_folder import make_inside
 
 FORMAT = "momatch-checkpoint-1"
 
@@ -70,11 +71,7 @@ def save(directory: Path, progress: Progress, state: State, keep: int = 2) -> No
 
 
 def _write(directory: Path, progress: Progress, tensors: dict[str, Tensor], keep: int) -> None:
-    if not directory.parent.is_dir():  # with half a run in a new folder nobody could go on
-        raise RunError(
-            f"{directory.parent} was removed while the run went on; the same command begins it anew"
-        )
-    directory.mkdir(exist_ok=True)
+    make_inside(directory)
     path = directory / f"step-{progress.step:08d}.safetensors"
     write_tensors(path, tensors, format=FORMAT, progress=json.dumps(vars(progress)))
     for old in paths(directory)[:-keep]:

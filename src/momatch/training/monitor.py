@@ -23,7 +23,7 @@ from momatch.evaluation.statistics import FeatureStatistics
 from momatch.interop.autoencoder import Decoder, to_pictures
 from momatch.methods.base import saturation
 from momatch.models.model import Model
-from momatch.utils.run_folder import RunFolder
+from momatch.utils.run_folder import RunFolder, make_inside
 
 GRID_COLUMNS, GRID_ROWS = 10, 6
 REMEDY = "if this lasts, lower the learning rate, or look at the teacher's own samples"
@@ -149,7 +149,7 @@ class Monitor:
 
         latents = self.data.space == "latents" and self.decoder is None
         name = f"samples/step-{step:08d}{'-latents' if latents else ''}.png"
-        RunFolder(self.directory).samples.mkdir(parents=True, exist_ok=True)
+        make_inside(RunFolder(self.directory).samples)
         if self.data.space == "vectors":
             shown = samples[: GRID_COLUMNS * GRID_ROWS]
             vector_plot(shown, self._images()[: len(shown)]).savefig(self.directory / name)

@@ -102,10 +102,7 @@ class RunFolder:
             RunError: saying so.
         """
         if not self.exists:
-            raise RunError(
-                f"{self.path} was removed, or its config.json was, while the run went on; the same command "
-                "begins it anew"
-            )
+            raise _gone(self.path)
 
     @property
     def role(self) -> Literal["student", "teacher"]:
@@ -161,6 +158,23 @@ def _row(line: str) -> Row | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def make_inside(folder: Path) -> None:
+    """Make a folder in a run's folder, which must be there.
+
+    Raises:
+        RunError: if it was taken away.
+    """
+    if not folder.parent.is_dir():
+        raise _gone(folder.parent)
+    folder.mkdir(exist_ok=True)
+
+
+def _gone(path: Path) -> RunError:
+    return RunError(
+        f"{path} was removed, or its config.json was, while the run went on; the same command begins it anew"
+    )
 
 
 @contextmanager
