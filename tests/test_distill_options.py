@@ -131,7 +131,7 @@ def test_a_guided_teacher_is_matched_where_guidance_acts(data):
         (dict(method=InstantConfig()), "lambda_steps to 300"),
         (dict(warm_start_steps=6), "below train.num_steps"),
         (dict(student_dropout=1.0), "student_dropout is 1"),
-        (dict(stopping=StoppingConfig(patience=3)), "looks at the samples"),
+        (dict(stopping=StoppingConfig(patience=3)), "needs previews"),
         (
             dict(method="alternating", stopping=StoppingConfig(within_noise=2.0), monitor=MonitorConfig(2)),
             "method=alternating logs nothing that falls to 0",
@@ -220,7 +220,7 @@ def test_patience_counts_looks_without_a_better_one():
         False,
         False,
     ]
-    assert "2 looks" in (stopper.reason({}) or "")
+    assert "2 previews" in (stopper.reason({}) or "")
 
 
 def test_the_smoothed_loss_stops_a_run_at_zero_or_at_its_floor():
@@ -286,7 +286,7 @@ def test_a_run_that_stops_keeps_the_best_student_says_why_and_stays_stopped(data
     assert all(torch.equal(v, after[4][k]) for k, v in again.denoiser.state_dict().items())
     write_report(tmp_path)
     report = (tmp_path / "report.html").read_text()
-    assert "2 looks without a Fréchet distance below 2" in report
+    assert "2 previews without a Fréchet distance below 2" in report
     assert read_run(tmp_path).is_complete
 
 

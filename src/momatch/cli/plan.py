@@ -155,7 +155,7 @@ def render(found: Plan) -> Group:
         f"At the peak of a step of batch size {found.batch_size}, all on one device. Activations grow in "
         f"proportion to it, {format_bytes(found.activations // found.batch_size)} a picture, and so does "
         "most of the workspace.",
-        "PyTorch itself, its kernels' own workspace and looks at the samples come on top."
+        "PyTorch itself, its kernels' own workspace and previews come on top."
         + (" So does the workspace of the step, which only a run here could show." if outlined else ""),
         "",
         time,
@@ -182,6 +182,6 @@ def _time_rows(found: Plan) -> list[tuple[str, str]]:
         ("time a step", probe_text),
         ("speed", f"{found.images_per_second:,.0f} images/s at batch size {found.batch_size}"),
         ("training", steps),
-        ("looks at samples", format_seconds(found.look_seconds)),
+        ("previews", format_seconds(found.look_seconds)),
         ("in all", f"{format_seconds(found.seconds)}, the final evaluation aside"),
     ]

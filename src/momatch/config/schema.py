@@ -322,7 +322,7 @@ class StoppingConfig:
     """When to end a run before its last step. The best student seen is kept then, not the last.
 
     Attributes:
-        patience: looks at the samples without a better cheap Fréchet distance; 0 goes on to the end.
+        patience: previews without a better cheap Fréchet distance; 0 goes on to the end.
         window: logged values that the smoothed loss of Algorithm 3 is the mean of.
         within_noise: with Algorithm 3, stop when the smoothed loss has been less than this many of its
             standard errors above 0 for more than a whole window, or, having been at its highest, has not
@@ -385,7 +385,7 @@ class TeacherConfig:
         sampling_steps: network calls this teacher samples with unless told otherwise.
         train: length and rhythm.
         optim: optimizer.
-        monitor: looks at the samples.
+        monitor: previews of the samples.
         device: where to train: "cpu", "cuda", "cuda:1"; "auto" is a GPU if there is one.
         parallel: of several processes (torchrun): "ddp" gives each all weights, "fsdp" cuts them over the
             processes; "auto" cuts what does not fit a GPU. One process ignores it.
@@ -456,7 +456,7 @@ class DistillConfig:
         train: length and rhythm; a pair of alternating updates counts as two steps. A step of Algorithm 3
             takes two minibatches of batch_size.
         optim: optimizer, the same for student and auxiliary.
-        monitor: looks at the samples.
+        monitor: previews of the samples.
         device: where to train: "cpu", "cuda", "cuda:1"; "auto" is a GPU if there is one.
         parallel: of several processes; as in training a teacher.
         precision: of the networks' arithmetic, the teacher's too; as in training a teacher.
@@ -517,7 +517,7 @@ class DistillConfig:
             "an adapter has no place for the number of steps: give one, or leave out adapter.rank",
         )
         if stopping.active:
-            require(self.monitor.every > 0, "monitor.every", 0, "a stopping rule needs looks at the samples")
+            require(self.monitor.every > 0, "monitor.every", 0, "a stopping rule needs previews")
         require(
             not stopping.within_noise or method.vanishing is not None,
             "stopping.within_noise",

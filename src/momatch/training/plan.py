@@ -83,7 +83,7 @@ class Plan:
         forward_units: cost of a step: forward pass 1, backward pass 2, of one network on one batch.
         probe_steps: steps that were timed; 0 if nothing ran.
         seconds_per_step: mean over the probe, or operations over `ASSUMED_OPERATIONS` if nothing ran.
-        look_seconds: expected time for all looks at the samples during the run.
+        look_seconds: expected time for all previews during the run.
     """
 
     networks: list[NetworkCost]
@@ -101,7 +101,7 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """The peak of a training step; kernels' own workspace and looks at the samples are not in it."""
+        """The peak of a training step; kernels' own workspace and previews are not in it."""
         held = sum(n.memory for n in self.networks) + self.activations + self.workspace
         return held + (0 if self.on_gpu else self.data)
 
@@ -364,7 +364,7 @@ def _build(
 
 
 def _look_units(config: RunConfig) -> float:
-    """Single-picture forward passes that the looks at the samples take in a whole run."""
+    """Single-picture forward passes that the previews take in a whole run."""
     if not config.monitor.every:
         return 0.0
     steps = (

@@ -69,7 +69,7 @@ class Stopper:
         """Why to stop now, as half a sentence; None to go on."""
         patience, factor, window = self.config.patience, self.config.within_noise, self.config.window
         if patience and self.looks_without_better >= patience:
-            return f"{patience} looks without a Fréchet distance below {self.best:.3g}"
+            return f"{patience} previews without a Fréchet distance below {self.best:.3g}"
         mean, error = metrics.get(f"{self.vanishing}_mean"), metrics.get(f"{self.vanishing}_error")
         if not factor or mean is None or error is None:
             return None
