@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import os
@@ -12,7 +13,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -26,6 +29,7 @@ from momatch.evaluation.report.plots import image_grid
 from momatch.interop.load import load_any
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (extra serve)")
+gradio_client = pytest.importorskip("gradio_client", reason="it comes with gradio")
 PATIENCE = 180  # seconds; a busy machine is slow
 TEACHER = [
     "--network.channels", "8", "16", "--network.attention-levels", "--sampling-steps", "4",
@@ -204,3 +208,59 @@ def test_a_student_and_its_teacher_in_a_browser(server, run, browser):
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 0 and "stopped" in log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+def test_strangers_get_pictures_and_nothing_else(server, run, tmp_path):
+    address, process, log = server
+    secret = tmp_path / "secret.txt"
+    secret.write_text("nobody may read this")
+    for path in (str(secret), f"{run}/config.json", f"{run}/student/model.json", "/etc/passwd"):
+        for asked in (
+            f"/gradio_api/file={path}",
+            f"/file={path}",
+            f"/gradio_api/file=.{'/..' * 12}{path}",
+            f"/gradio_api/file={urllib.parse.quote(path, safe='')}",
+            f"/static/{'../' * 12}{path[1:]}",
+            f"/assets/{'%2e%2e/' * 12}{path[1:]}",
+            f"/gradio_api/proxy=http://127.0.0.1:1{path}",
+            f"/{path}",
+        ):
+            status, body = requested(address, asked)
+            assert 400 <= status < 500, (asked, status, body[:200])
+            assert b"nobody may read this" not in body and b"root:" not in body and b'"kind"' not in body
+
+    def draw(seed, label="3", prompt="", num=4):
+        client = gradio_client.Client(address, verbose=False, download_files=False)
+        return client.predict("digits", num, 1, seed, label, prompt, 0, False, api_name="/draw")
+
+    def problem(found):
+        return found[-1]["value"] if isinstance(found[-1], dict) else found[-1]
+
+    for bad in ({"seed": -1}, {"seed": 1e300}, {"seed": 0, "num": 10**9}):
+        assert 'class="sentence"' in problem(draw(**bad))
+    for label in ("../../etc/passwd", "<script>alert(1)</script>"):  # what no page sends: gradio refuses it
+        with pytest.raises(gradio_client.exceptions.AppError):
+            draw(0, label)
+    assert draw(0, prompt="a" * 2**20)[0]  # a prompt of 1 MB, to a model that takes none
+
+    with ThreadPoolExecutor(20) as clients:
+        found = list(clients.map(draw, range(20)))
+    model, label = load_any("digits"), {"label": torch.full((4,), 3)}
+    for seed, shown in enumerate(found):
+        image = shown[0]["value"] if "value" in shown[0] else shown[0]
+        with urllib.request.urlopen(image["url"]) as answer:
+            levels = np.asarray(Image.open(io.BytesIO(answer.read())).convert("L"))
+        expected = image_grid(model.sample(4, 1, label, seed=seed), 2)
+        assert np.abs(levels.astype(int) - expected).max() <= 1, seed  # each gets its own
+    assert process.poll() is None
+    said = log.read_text()
+    assert said.count("Traceback") == said.count("gradio.exceptions.Error") == 2  # gradio writes these down
+
+
+def requested(address, path):
+    """The status and body of a GET of exactly that path, which no client made tidy first."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://").rstrip("/"), timeout=PATIENCE)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    return answer.status, answer.read()

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -25,8 +27,8 @@ from momatch.methods.base import Batch, Method, Update
 from momatch.methods.transition import Transition
 from momatch.networks.configs import MLPConfig
 from momatch.networks.registry import build
-from momatch.training import checkpoint
-from momatch.training.batches import image_batches
+from momatch.training import checkpoint, distributed
+from momatch.training.batches import Prefetched, image_batches
 from momatch.training.checkpoint import CheckpointError
 from momatch.training.loop import NonFiniteLossError, state_of, train
 from momatch.training.optim import Optimizer, learning_rate_schedule
@@ -372,6 +374,41 @@ def test_an_error_in_the_thread_that_reads_is_raised_by_the_step_that_needs_the_
         for record in train(matching(), batches, TrainConfig(num_steps=9), OptimConfig(), prefetch=True):
             steps.append(record.step)
     assert steps == [1, 2, 3]
+
+
+def test_data_that_do_not_come_are_told_of_and_waited_for(monkeypatch):
+    """In every process, which the usual notices are not: all others hang on the one whose disk is gone."""
+    inner, answers = image_batches(DATA, None, 16, seed=7), threading.Event()
+
+    def batches(step: int) -> Batch:
+        if step == 2:
+            answers.wait(30)
+        return inner(step)
+
+    monkeypatch.setattr(distributed, "size", lambda: 8)
+    monkeypatch.setattr(distributed, "rank", lambda: 3)
+    prefetched = Prefetched(batches, 9, patience=0.05)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("ignore", Notice)
+        for step in range(4):
+            if step == 2:
+                threading.Timer(0.2, answers.set).start()
+            assert torch.equal(prefetched(step).x, inner(step).x)
+    prefetched.close()
+    sentences = [str(each.message) for each in told]
+    assert len(sentences) >= 2 and all("process 3: step 3 has waited for its data" in s for s in sentences)
+
+
+def test_whoever_gives_up_on_data_that_do_not_come_is_let_go(monkeypatch):
+    answers = threading.Event()
+    prefetched = Prefetched(lambda step: answers.wait(30), 9, patience=0.05)  # type: ignore[arg-type, return-value]
+    monkeypatch.setattr(warnings, "warn", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prefetched(0)
+    begun = time.monotonic()
+    prefetched.close()
+    assert time.monotonic() - begun < 10
+    answers.set()
 
 
 def test_a_checkpoint_is_written_only_when_its_record_has_been_taken(tmp_path):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 from torch import Tensor
@@ -11,9 +12,12 @@ from torch import Tensor
 from momatch.data.paraphrases import Wordings
 from momatch.data.rows import Rows
 from momatch.methods.base import Batch
+from momatch.training import distributed
+from momatch.utils.errors import Notice
 from momatch.utils.seeding import Generator, RowsGenerator, generator
 
 Batches = Callable[[int], Batch]
+PATIENCE = 60.0  # seconds that a batch may take before somebody is told
 
 
 def image_batches(
@@ -88,13 +92,17 @@ class Prefetched:
         batches: step → batch.
         last: the number of steps; nothing is made for those after.
         device: where the batches go.
+        patience: seconds of waiting for a batch after which a `Notice` says so, again and again.
     """
 
-    def __init__(self, batches: Batches, last: int, device: torch.device | str = "cpu"):
-        self.batches, self.last = batches, last
+    def __init__(
+        self, batches: Batches, last: int, device: torch.device | str = "cpu", patience: float = PATIENCE
+    ):
+        self.batches, self.last, self.patience = batches, last, patience
         self.stream = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, "batches")
         self._next: tuple[int, Future[Batch]] | None = None
+        self._stalled = False
 
     def __call__(self, step: int) -> Batch:
         """The batch of `step`; that of the next step is begun.
@@ -103,7 +111,9 @@ class Prefetched:
             Whatever making the batch raised.
         """
         known, future = self._next or (None, None)
-        batch = future.result() if future is not None and known == step else self._make(step)
+        if future is None or known != step:
+            future = self._thread.submit(self._make, step)
+        batch = self._come(step, future)
         self._next = None
         if self.stream is not None:  # before the next copy is begun, which need not be waited for
             here = torch.cuda.current_stream(self.stream.device)
@@ -114,13 +124,31 @@ class Prefetched:
             self._next = step + 1, self._thread.submit(self._make, step + 1)
         return batch
 
+    def _come(self, step: int, future: Future[Batch]) -> Batch:
+        """What the thread made; while it does not come, whoever waits is told, in every process."""
+        seconds = 0.0
+        while not wait([future], self.patience).done:
+            self._stalled, seconds = True, seconds + self.patience
+            who = f"process {distributed.rank()}: " if distributed.size() > 1 else ""
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", Notice)
+                warnings.warn(
+                    f"{who}step {step + 1} has waited for its data for {seconds:.0f} s; is the disk or the "
+                    "network that they lie on still there? To give up, press Ctrl-C twice; the same command "
+                    "goes on from the last checkpoint",
+                    Notice,
+                    stacklevel=2,
+                )
+        self._stalled = False
+        return future.result()
+
     def _make(self, step: int) -> Batch:
         with torch.cuda.stream(self.stream):  # does nothing without one
             return self.batches(step)
 
     def close(self) -> None:
         """Let the thread go; a batch under way is still made, and dropped."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._thread.shutdown(wait=not self._stalled, cancel_futures=True)
 
 
 def _sent(tensor: Tensor, device: torch.device | str) -> Tensor:
