@@ -15,7 +15,7 @@ from PIL import Image
 from momatch.data.collections import Fields
 from momatch.data.image_io import DataError
 from momatch.data.sources import load_data, open_collection
-from momatch.utils.errors import UsageError
+from momatch.utils.errors import Notice, UsageError
 
 N = 102
 PICTURES = np.random.default_rng(1).integers(0, 256, (N, 4, 4, 3), dtype=np.uint8)
@@ -78,7 +78,28 @@ def hub_folder(path):
         "kind": LABELS,
         "number": list(range(N)),
     }
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(path)
+    made = datasets.Dataset.from_dict(rows, features=features)
+    made.save_to_disk(path)
+    return made
+
+
+def parquet_files(path, kind):
+    """As the hub has them, or as tools write them that know no features: bytes, or bytes and path."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.mkdir()
+    if kind == "parquet of the hub":
+        made = hub_folder(path.with_name("saved"))
+        for i in range(2):
+            made.shard(2, i, contiguous=True).to_parquet(path / f"train-{i:05d}-of-00002.parquet")
+        made.select(range(5)).to_parquet(path / "test-00000-of-00001.parquet")
+        return
+    pictures = [png(pixels) for pixels in PICTURES]
+    if kind == "parquet of bytes and path":
+        pictures = [{"bytes": contents, "path": f"{i}.png"} for i, contents in enumerate(pictures)]
+    table = pa.table({"jpg": pictures, "caption": CAPTIONS, "label": LABELS})
+    pq.write_table(table, path / "a.parquet")
 
 
 def make(kind, path):
@@ -88,13 +109,28 @@ def make(kind, path):
         tar_shards(path)
     elif kind == "tar with json":
         tar_shards(path, ("json",))
+    elif kind.startswith("parquet"):
+        parquet_files(path, kind)
+        if kind == "parquet of bytes":
+            return str(path / "a.parquet")
+        if kind == "parquet of bytes and path":
+            return str(path / "*.parquet")
     else:
         hub_folder(path)
-        return f"hf:{path}"
+        return f"hf:{path}" if kind == "hub" else str(path)
     return str(path)
 
 
-KINDS = ["folder with metadata", "tar with txt and cls", "tar with json", "hub"]
+PARQUET = ["parquet of the hub", "parquet of bytes", "parquet of bytes and path"]
+KINDS = ["folder with metadata", "tar with txt and cls", "tar with json", "hub", "saved", *PARQUET]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Of the datasets library."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -158,6 +194,82 @@ def test_splits_saved_on_disk_and_named_columns(tmp_path):
         open_collection(source, Fields(caption_field="nothing"))
     with pytest.raises(DataError, match="cannot load .*both:dev"):
         open_collection(source + ":dev")
+
+
+def test_of_parquet_files_one_split_is_read_and_the_others_are_named(tmp_path):
+    parquet_files(tmp_path / "data", PARQUET[0])
+    found = open_collection(tmp_path / "data")
+    assert len(found) == N and "its other splits are not read: test" in found.summary()
+    assert list(found.class_names) == ["ant", "bee", "cat"]
+    test = open_collection(f"hf:{tmp_path / 'data'}:test")
+    assert len(test) == 5 and not test.notes
+    with pytest.raises(DataError, match="cannot load .*:dev"):
+        open_collection(f"hf:{tmp_path / 'data'}:dev")
+
+
+def test_a_damaged_parquet_file_and_one_without_images_are_sentences(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(DataError, match="cannot load .*a.parquet"):
+        load_data(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": CAPTIONS}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="has no column of pictures; it has text"):
+        load_data(tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="no data at"):
+        load_data(tmp_path / "c.parquet")
+    pictures = [png(pixels) for pixels in PICTURES]
+    pictures[7] = b"no picture"
+    pq.write_table(pa.table({"image": pictures}), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match="cannot read .*d.parquet, picture 7 "):
+        load_data(tmp_path / "d.parquet")
+
+
+@pytest.mark.parametrize("kind", ["folder", "folder with metadata", "tar with txt and cls", "parquet"])
+def test_images_that_cannot_be_read_are_left_out_if_that_is_wished(tmp_path, kind):
+    """The others keep their labels and captions; a limit is a limit."""
+    bad = png(PICTURES[0])[:50]
+    if kind == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pictures = [bad if i in (3, 50) else png(pixels) for i, pixels in enumerate(PICTURES)]
+        pq.write_table(pa.table({"image": pictures, "text": CAPTIONS, "label": LABELS}), tmp_path / "data")
+        source = str((tmp_path / "data").rename(tmp_path / "data.parquet"))
+    elif kind == "tar with txt and cls":
+        tar_shards(tmp_path / "data")
+        for tar in (tmp_path / "data").glob("*.tar"):
+            contents = tar.read_bytes()
+            for i in (3, 50):
+                contents = contents.replace(png(PICTURES[i]), bytes(len(png(PICTURES[i]))))
+            tar.write_bytes(contents)
+        source = str(tmp_path / "data")
+    else:
+        image_folder(tmp_path / "data")
+        if kind == "folder":
+            (tmp_path / "data" / "metadata.jsonl").unlink()
+            for i, caption in enumerate(CAPTIONS):
+                (tmp_path / "data" / f"{i:03d}.txt").write_text(caption)
+                (tmp_path / "data" / f"{i:03d}.cls").write_text(str(LABELS[i]))
+        for i in (3, 50):
+            (tmp_path / "data" / f"{i:03d}.png").write_bytes(bad)
+        source = str(tmp_path / "data")
+    with pytest.raises(DataError, match="cannot read"):
+        load_data(source)
+    with pytest.raises(DataError, match="more than 1 pictures cannot be read, the limit of --skip"):
+        load_data(source, reading=Fields(skip_unreadable=1))
+    with pytest.warns(Notice, match="cannot read .*left out 2 unreadable pictures"):
+        split = load_data(source, reading=Fields(skip_unreadable=2))
+    assert len(split.train) + len(split.heldout) == N - 2
+    for part in (split.train, split.heldout):
+        for image, label, caption in zip(part.images, part.labels, part.captions, strict=True):
+            i = CAPTIONS.index(caption)
+            assert i not in (3, 50) and int(label) == LABELS[i]
+            assert torch.equal(image, torch.from_numpy(PICTURES[i]).permute(2, 0, 1).float() / 127.5 - 1)
+    whole = open_collection(source, Fields(skip_unreadable=2))
+    assert whole.identity() == open_collection(source, Fields(skip_unreadable=9)).identity()
+    assert whole.identity() != open_collection(source).identity()
 
 
 def test_without_the_datasets_library_the_extra_is_named(monkeypatch):

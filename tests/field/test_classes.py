@@ -285,9 +285,9 @@ def test_labels_that_no_picture_has_are_said(tmp_path):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("data.rar", "nor a .tar or .zip$"),
+        ("data.rar", "nor a .tar, .zip or .parquet$"),
         ("metadata.jsonl", "; give its folder"),
-        ("a.npy", "nor a .tar or .zip$"),
+        ("a.npy", "nor a .tar, .zip or .parquet$"),
     ],
 )
 def test_a_file_of_another_kind_says_what_to_do(tmp_path, name, says):

@@ -282,11 +282,11 @@ def test_configs_of_before_there_was_a_reading_open(kind):
 
 
 def test_options_are_said_as_they_were_given():
-    every = Reading("a b", "c", 0, True, True, 3, True)
+    every = Reading("a b", "c", 0, True, True, 3, True, 5)
     words = as_options(every)
     assert words == [
         *("--caption-field", "'a b'", "--label-field", "c", "--renumber-labels", "--empty-captions"),
-        *("--max-megapixels", "3", "--anywhere"),
+        *("--max-megapixels", "3", "--anywhere", "--skip-unreadable", "5"),
     ]
     read = parse(InspectArguments, ["x", *shlex.split(" ".join(words))], "inspect").reading
     assert read == every and as_options(Reading()) == []

@@ -1,7 +1,8 @@
-"""Data sets of the Hugging Face hub, or saved by the datasets library: "hf:ORG/NAME[:SPLIT]"."""
+"""What the datasets library reads: the hub (hf:ORG/NAME[:SPLIT]), .parquet files and saved folders."""
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,31 @@ from momatch.data.records import CAPTION_FIELDS, LABEL_FIELDS, as_caption, to_la
 from momatch.utils.text import first_line
 
 PREFIX = "hf:"
+PARQUET = ".parquet"
 
 
 class Hub(Collection):
     """The pictures of one split of a data set.
 
-    The picture column is the one of feature Image; the caption is the column of a usual name, or the only
-    text; the label is the column of feature ClassLabel, or of a usual name.
+    The picture column is the one of feature Image, or of bytes; the caption is the column of a usual name, or
+    the only text; the label is the column of feature ClassLabel, or of a usual name.
 
     Args:
-        source: "hf:ORG/NAME", "hf:ORG/NAME:SPLIT" ("train" if left out), "hf:ORG/NAME/CONFIG[:SPLIT]", or a
-            folder that `save_to_disk` wrote in place of the name.
+        source: "hf:ORG/NAME", "hf:ORG/NAME:SPLIT" ("train" if left out), "hf:ORG/NAME/CONFIG[:SPLIT]"; or, in
+            place of the name, with "hf:" or without, a folder that `save_to_disk` wrote, .parquet files by
+            name or pattern, or a folder of them.
         reading: which columns are caption and label, if not those.
     """
 
     def __init__(self, source: str, reading: Reading = USUAL):
         self.source, self.empty_captions = source, reading.empty_captions
         name, _, split = source.removeprefix(PREFIX).partition(":")
-        self.name = name.rstrip("/").rpartition("/")[2]
-        dataset = _load(source, name, split or "train")
+        self.name = name.rstrip("/").rpartition("/")[2].removesuffix(".parquet")
+        dataset, others = _load(source, name, split)
+        self.notes = [f"its other splits are not read: {', '.join(others)}"] if others and not split else []
         self.picture = _picture_column(dataset, source)
+        if not _is_image(dataset.features[self.picture]):
+            dataset = _as_images(dataset, self.picture)
         self.caption = _caption_column(dataset, reading.caption_field, source)
         self.label = _label_column(dataset, reading.label_field, source)
         self.has_captions = self.caption is not None
@@ -72,7 +78,20 @@ class Hub(Collection):
         return self._identity
 
 
-def _load(source: str, name: str, split: str) -> Any:
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")) and (
+        (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file()
+    )
+
+
+def parquet_files(source: str) -> list[str]:
+    """The .parquet files of that name or pattern; none if it is another kind of source."""
+    return sorted(glob.glob(source)) if source.lower().endswith(PARQUET) else []
+
+
+def _load(source: str, name: str, split: str) -> tuple[Any, list[str]]:
+    """A split, and the names of the others as far as they lie here."""
     try:
         import datasets
     except ImportError:
@@ -80,28 +99,57 @@ def _load(source: str, name: str, split: str) -> Any:
             f"{source} needs the datasets library, which is not installed; pip install 'momatch[datasets]'"
         ) from None
     try:
+        if files := parquet_files(name):
+            datasets.disable_progress_bars()
+            return datasets.load_dataset("parquet", data_files=files, split=split or "train"), []
         if Path(name).is_dir():
-            found = datasets.load_from_disk(name)
-            return found[split] if isinstance(found, datasets.DatasetDict) else found
+            datasets.disable_progress_bars()
+            saved = is_saved(Path(name))
+            found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+            return _chosen(found, split) if isinstance(found, dict) else (found, [])
         parts = name.split("/")
         path, config = "/".join(parts[:2]), parts[2] if len(parts) > 2 else None
-        return datasets.load_dataset(path, config, split=split)
-    except (OSError, ValueError, LookupError) as error:
+        return datasets.load_dataset(path, config, split=split or "train"), []
+    except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
         reason = first_line(error).strip("'\"")  # a KeyError quotes its text
         raise DataError(
-            f"cannot load {source} ({reason}); give hf:ORG/NAME:SPLIT as the hub has it, or hf:FOLDER as "
-            "save_to_disk wrote it"
+            f"cannot load {source} ({reason}); give hf:ORG/NAME:SPLIT as the hub has it, .parquet files, or "
+            "a folder as save_to_disk wrote it"
         ) from None
 
 
-def _picture_column(dataset: Any, source: str) -> str:
-    import datasets
+def _chosen(found: Any, split: str) -> tuple[Any, list[str]]:
+    """The split of that name, else "train", else the only one."""
+    chosen = split or ("train" if "train" in found or len(found) > 1 else next(iter(found)))
+    return found[chosen], [name for name in found if name != chosen]
 
-    names = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+
+def _picture_column(dataset: Any, source: str) -> str:
+    features = dataset.features
+    names = [name for name, feature in features.items() if _is_image(feature)]
+    names += [name for name, feature in features.items() if _is_bytes(feature)]
     if not names:
-        kinds = ", ".join(f"{n} ({type(f).__name__})" for n, f in dataset.features.items())
+        kinds = ", ".join(f"{n} ({type(f).__name__})" for n, f in features.items())
         raise DataError(f"{source} has no column of pictures; it has {kinds}")
     return names[0]
+
+
+def _is_image(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Image)
+
+
+def _is_bytes(feature: Any) -> bool:
+    """Whether it may hold image files: bytes, or {"bytes", "path"}, as tools write that know no Image."""
+    inner = feature.get("bytes") if isinstance(feature, dict) else feature
+    return getattr(inner, "dtype", "") in ("binary", "large_binary")
+
+
+def _as_images(dataset: Any, column: str) -> Any:
+    import datasets
+
+    return dataset.cast_column(column, datasets.Image())
 
 
 def _caption_column(dataset: Any, wanted: str, source: str) -> str | None:

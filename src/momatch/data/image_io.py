@@ -72,7 +72,10 @@ def read_picture(
         if is_pointer(source):
             raise DataError(f"{name} is a pointer of Git LFS, not the picture; run git lfs pull") from None
         reason = error if isinstance(source, Path) else "no picture, or cut short"
-        raise DataError(f"cannot read the picture {name} ({reason}); repair or remove it") from None
+        raise DataError(
+            f"cannot read the picture {name} ({reason}); repair or remove it, or allow for some such by "
+            "--skip-unreadable N"
+        ) from None
 
 
 def is_pointer(source: Path | bytes) -> bool:

@@ -23,6 +23,8 @@ class Reading:
         empty_captions: pictures without a caption have the empty one, where others have theirs.
         max_megapixels: million pixels of a picture that are read at most; 0 is Pillow's limit, about 179.
         anywhere: metadata may name pictures outside their folder.
+        skip_unreadable: up to so many pictures that cannot be read are left out and named; 0 refuses the
+            first. All are opened once before anything else is done with them.
     """
 
     caption_field: str = ""
@@ -32,6 +34,7 @@ class Reading:
     empty_captions: bool = False
     max_megapixels: AtLeast0 = 0
     anywhere: bool = False
+    skip_unreadable: AtLeast0 = 0
 
     def __post_init__(self) -> None:
         """Labels keep their numbers, or get new ones."""

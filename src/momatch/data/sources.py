@@ -1,5 +1,5 @@
 """From a name or a path to a `Split`: digits, emoji and Fashion-MNIST by name, pictures in a folder, idx
-files, an .npz, a tar or on the hub, or what `momatch prepare` made of them.
+files, an .npz, a tar, a .parquet or on the hub, or what `momatch prepare` made of them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from momatch.data.collections import Collection, ImageFolder, Item, Npz, has_met
 from momatch.data.digits import load_digits
 from momatch.data.emoji import load_emoji
 from momatch.data.folders import Tree, walk
-from momatch.data.hub import PREFIX, Hub
+from momatch.data.hub import PREFIX, Hub, is_saved, parquet_files
 from momatch.data.idx import Idx, image_files, to_split
 from momatch.data.image_io import DataError
 from momatch.data.images import ImageSet, Split, random_split, stratified_split
 from momatch.data.prepared import is_prepared, load_prepared
+from momatch.data.readable import Readable
 from momatch.data.reading import USUAL, Reading
 from momatch.data.records import check_labels
 from momatch.data.rows import Pixels
@@ -58,7 +59,11 @@ def load_data(source: str | Path, image_size: int = 0, reading: Reading = USUAL)
               of webdataset
             - a .zip of any such folder, as the tools of StyleGAN and EDM make them, read as it is
             - an .npz or .safetensors with `x` (N, …), vectors or trajectories, and conditions by name
-            - "hf:ORG/NAME[:SPLIT]", a data set of the Hugging Face hub
+            - a .parquet, a folder of them, or a pattern such as "data/*.parquet": a column of images, perhaps
+              one of labels and one of captions
+            - a folder that the datasets library wrote (`save_to_disk`)
+            - "hf:ORG/NAME[:SPLIT]", a data set of the Hugging Face hub, or hf:FOLDER:SPLIT for a split of one
+              that lies here
             - a folder that `momatch prepare` wrote: latents or pictures, with prompt embeddings
         image_size: pictures are cut to their central square and reduced to this side; 0 takes them as they
             are. Those of an .npz or a prepared folder are never resized, those of idx files only by whole
@@ -125,6 +130,8 @@ def open_collection(source: str, reading: Reading = USUAL) -> Collection:
         DataError: if there is nothing that can be read.
     """
     found = _opened(_checked(source, 0, reading), reading)
+    if reading.skip_unreadable and not isinstance(found, (Idx, Npz)):  # which are one file
+        found = Readable(found, reading.skip_unreadable)
     if reading.renumber_labels:
         found.renumber()
     return found
@@ -134,13 +141,15 @@ def _opened(source: str, reading: Reading) -> Collection:
     if source.startswith(PREFIX):
         return Hub(source, reading)
     path = Path(source)
+    if parquet_files(source):
+        return Hub(source, reading)
     if not path.exists():
         shards = expand(source)
         if shards:
             return Tars(shards, path.parent.name or "shards", reading)
         raise DataError(
             f"no data at {source!r}; give 'digits', 'emoji', 'fashion-mnist', a folder, an .npz, a .tar, a "
-            ".zip or hf:ORG/NAME"
+            ".zip, a .parquet or hf:ORG/NAME"
         )
     if path.suffix == ".npz":
         return Npz(path)
@@ -151,14 +160,18 @@ def _opened(source: str, reading: Reading) -> Collection:
     if not path.is_dir():
         remedy = "; give its folder" if path.suffix in (".jsonl", ".csv") else ""
         raise DataError(
-            f"{path} is neither a folder of pictures nor an .npz file, nor a .tar or .zip{remedy}"
+            f"{path} is neither a folder of pictures nor an .npz file, nor a .tar, .zip or .parquet{remedy}"
         )
+    if is_saved(path):
+        return Hub(source, reading)
     tree = walk(path)
     if image_files(tree):
         return Idx(tree)
     shards = [file for file in tree.files if file.name.lower().endswith(TARS)]
     if shards and (any(file.parent == path for file in shards) or not tree.pictures()):
         return Tars(shards, path.stem, reading, tree.without(shards))
+    if tree.having([".parquet"]) and not tree.pictures():
+        return Hub(source, reading)
     return _folder(tree, reading)
 
 

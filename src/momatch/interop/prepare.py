@@ -37,8 +37,8 @@ from momatch.utils.run_folder import RunFolder, exclusive
 READERS = 4  # threads that decode pictures while the encoders work
 MARK = "settings and contents"  # in the header of a shard: fingerprints of both
 UNCHANGING = (
-    *("teacher", "text_encoder", "batch_size", "captions", "device", "max_megapixels", "anywhere"),
-    *("empty_captions", "num_classes", "renumber_labels"),
+    *("teacher", "text_encoder", "batch_size", "captions", "device"),
+    *("max_megapixels", "anywhere", "skip_unreadable", "empty_captions", "num_classes", "renumber_labels"),
 )
 PATHS = ("source", "pipeline")  # settings that may change: the folders were moved
 
@@ -63,6 +63,7 @@ class PrepareConfig:
         empty_captions: pictures without a caption have the empty one, where others have theirs.
         max_megapixels: million pixels of a picture that are read at most; 0 is Pillow's limit, about 179.
         anywhere: metadata may name pictures outside their folder.
+        skip_unreadable: up to so many pictures that cannot be read are left out; 0 refuses the first.
         seed: of the draws.
         text_encoder: instead of a pipeline: "minilm-l6" encodes captions by all-MiniLM-L6-v2 (the extra
             `text`) and leaves pictures as they are, for a pixel teacher of your own; "minilm-l6-128" does so
@@ -84,6 +85,7 @@ class PrepareConfig:
     empty_captions: bool = False
     max_megapixels: int = 0
     anywhere: bool = False
+    skip_unreadable: int = 0
     seed: int = 0
     text_encoder: Literal["", "minilm-l6", "minilm-l6-128"] = ""
     device: str = devices.AUTO
