@@ -94,6 +94,7 @@ def _load(source: str, name: str, split: str) -> tuple[Any, list[str]]:
     """A split, and the names of the others as far as they lie here."""
     try:
         import datasets
+        from datasets.exceptions import DatasetsError
     except ImportError:
         raise DataError(
             f"{source} needs the datasets library, which is not installed; pip install 'momatch[datasets]'"
@@ -110,7 +111,7 @@ def _load(source: str, name: str, split: str) -> tuple[Any, list[str]]:
         parts = name.split("/")
         path, config = "/".join(parts[:2]), parts[2] if len(parts) > 2 else None
         return datasets.load_dataset(path, config, split=split or "train"), []
-    except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, LookupError, DatasetsError) as error:
         reason = first_line(error).strip("'\"")  # a KeyError quotes its text
         raise DataError(
             f"cannot load {source} ({reason}); give hf:ORG/NAME:SPLIT as the hub has it, .parquet files, or "
