@@ -9,9 +9,14 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import momatch
+from momatch.cli import main
+from momatch.config.schema import DistillConfig, to_json
 from momatch.interop.load import teacher_of_student
+from momatch.models.provenance import Provenance
+from momatch.training.build import teacher_of
 from momatch.utils.errors import Notice, UsageError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -143,3 +148,85 @@ def test_what_an_adapter_does_to_text_encoders_is_said_to_be_left_out(teacher, t
     save_file(weights, path)
     with pytest.warns(Notice, match="changes text_encoder too, which is left out"):
         momatch.load_teacher(teacher, adapter=tmp_path)
+
+
+def in_original_layout(network):
+    """The weights under the names of Stable Diffusion's own code, for two levels of one block each."""
+    names = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "down_blocks.0.resnets.0": "input_blocks.1.0",
+        "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+        "down_blocks.1.resnets.0": "input_blocks.3.0",
+        "down_blocks.1.attentions.0": "input_blocks.3.1",
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+        "up_blocks.0.resnets.0": "output_blocks.0.0",
+        "up_blocks.0.attentions.0": "output_blocks.0.1",
+        "up_blocks.0.resnets.1": "output_blocks.1.0",
+        "up_blocks.0.attentions.1": "output_blocks.1.1",
+        "up_blocks.0.upsamplers.0": "output_blocks.1.2",
+        "up_blocks.1.resnets.0": "output_blocks.2.0",
+        "up_blocks.1.resnets.1": "output_blocks.3.0",
+    }
+    inside = {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "time_emb_proj": "emb_layers.1",
+        "conv_shortcut": "skip_connection",
+    }
+    found = {}
+    for name, tensor in network.state_dict().items():
+        known = next(old for old in names if name.startswith(old + "."))
+        rest = name.removeprefix(known + ".")
+        first, _, last = rest.partition(".")
+        rest = f"{inside[first]}.{last}" if ".resnets." in known else rest
+        found[f"model.diffusion_model.{names[known]}.{rest}"] = tensor
+    return found
+
+
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+def test_a_single_file_with_the_configs_of_a_pipeline_of_its_kind(layout, teacher, tmp_path, capsys):
+    torch.manual_seed(1)  # other weights than the pipeline's
+    network = folders.text_unet()
+    file = tmp_path / "finetuned.safetensors"
+    save_file(in_original_layout(network) if layout == "original" else network.state_dict(), file)
+    model = momatch.load_teacher(file, scheduler=teacher)
+    found = model.denoiser.network.model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
+    plain = momatch.load_teacher(teacher)
+    assert model.schedule.options == plain.schedule.options
+    assert model.provenance.pipeline == plain.provenance.pipeline
+    assert not torch.equal(estimate(model), estimate(plain))
+    config = DistillConfig(teacher=str(file), scheduler=str(teacher))
+    origin = Provenance("student", str(file), config=to_json(config))
+    for again in (teacher_of(config), teacher_of_student(replace(model, provenance=origin))):
+        assert torch.equal(estimate(again), estimate(model))
+    assert main(["plan", "diffusers-8", "--teacher", str(file)]) == 2
+    assert "name the folder of a diffusers pipeline of its kind" in capsys.readouterr().err
+
+
+def test_a_single_file_of_another_kind_is_refused(teacher, tmp_path):
+    file = tmp_path / "a.safetensors"
+    weights = folders.text_unet().state_dict()
+    save_file({name: tensor for name, tensor in weights.items() if "conv_out" not in name}, file)
+    with pytest.raises(UsageError, match="a.safetensors.* name the folder of a pipeline of its kind"):
+        momatch.load_teacher(file, scheduler=teacher)
+    save_file({"x": torch.zeros(3)}, file)
+    with pytest.raises(UsageError, match="name the folder of a pipeline of its kind"):
+        momatch.load_teacher(file, scheduler=teacher)
+    save_file(folders.text_unet(block_out_channels=(8, 8)).state_dict(), file)
+    with pytest.raises(UsageError, match="name the folder of a pipeline of its kind"):
+        momatch.load_teacher(file, scheduler=teacher)
+    file.write_bytes(b"no weights at all")
+    with pytest.raises(UsageError, match="a.safetensors"):
+        momatch.load_teacher(file, scheduler=teacher)
+    (tmp_path / "b.ckpt").write_bytes(b"x")
+    with pytest.raises(UsageError, match="is a single file of weights; make a pipeline's folder of it"):
+        momatch.load_teacher(tmp_path / "b.ckpt", scheduler=teacher)

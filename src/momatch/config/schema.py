@@ -423,11 +423,12 @@ class DistillConfig:
 
     Attributes:
         teacher: "digits" (shipped with the package), or the folder of a teacher or of a run that trained one;
-            a diffusers pipeline's folder or name on the hub; package.module:function, which returns a Model.
+            a diffusers pipeline's folder or name on the hub, or a single .safetensors of weights with
+            `scheduler`; package.module:function, which returns a Model.
         null_label: the label that means "no class" to a diffusers UNet2DModel; -1 if it knows none.
         teacher_size: side of what a diffusers teacher makes, where its files do not say; 0 means as they say.
         scheduler: folder with the scheduler_config.json that a diffusers teacher was trained with, where its
-            own has none.
+            own has none; for a single file of weights the folder of a pipeline of its kind.
         teacher_sides: instead of that, all its sides: 48 64 of an image, 21 60 104 of a video's latents.
         teacher_family: where the record of the class of a diffusers teacher's network is,
             package.module:NAME, if momatch has none (docs/teachers.md).

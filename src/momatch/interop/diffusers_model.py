@@ -92,6 +92,7 @@ def load(
     scheduler: str | Path | None = None,
     record: str = "",
     adapter: str | Path | None = None,
+    weights: Path | None = None,
 ) -> Model:
     """The teacher in a folder of diffusers.
 
@@ -104,6 +105,8 @@ def load(
             does not.
         record: where the record of its class is, "package.module:NAME", if momatch has none.
         adapter: the folder of a LoRA adapter that is merged into its weights.
+        weights: a .safetensors to be read in place of the folder's own, in diffusers' layout or the original
+            one, as `from_single_file` of diffusers reads it.
 
     Raises:
         UsageError: if something is missing, unknown to momatch, or has to be told.
@@ -121,7 +124,7 @@ def load(
     family = family_of(class_name, record)
     if null_label is not None and not family.null_label:
         raise UsageError(f"null_label {null_label} is for a UNet2DModel with classes, not a {class_name}")
-    model = _network(part, class_name)
+    model = _network(part, class_name) if weights is None else _of_file(weights, part, class_name)
     if adapter is not None:
         model = with_adapter(model, Path(adapter))
     known = inspect.signature(type(model).__init__).parameters  # an average's config has entries of its own
@@ -247,6 +250,32 @@ def _network(part: Path, class_name: str) -> Any:
     wrong = [*report["missing_keys"], *report["mismatched_keys"]]
     if wrong:
         raise ModelError(f"the weights in {part} lack {len(wrong)} of its {class_name}, such as {wrong[0]}")
+    return model.float().eval()
+
+
+def _of_file(weights: Path, part: Path, class_name: str) -> Any:
+    """The network with the weights of a single file and the config in a folder, in float32."""
+    kind = getattr(library(), class_name)
+    if is_pointer(weights):
+        raise ModelError(f"{weights} is a pointer of Git LFS, not the weights; run git lfs pull")
+    if not hasattr(kind, "from_single_file"):
+        raise ModelError(
+            f"diffusers reads no {class_name} from a single file such as {weights}; give a folder"
+        )
+    try:
+        with quiet():
+            model = kind.from_single_file(str(weights), config=str(part), local_files_only=True)
+            lacking = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    except Exception as error:  # its converters raise whatever a file of another layout makes them raise
+        raise ModelError(
+            f"diffusers cannot make a {class_name} as {part} describes it of {weights} "
+            f"({type(error).__name__}: {first_line(error)}); name the folder of a pipeline of its kind"
+        ) from None
+    if lacking:
+        raise ModelError(
+            f"{weights} lacks {len(lacking)} weights of the {class_name} in {part}, such as {lacking[0]}; name "
+            "the folder of a pipeline of its kind"
+        )
     return model.float().eval()
 
 

@@ -36,13 +36,14 @@ def load_teacher(
         source: "digits" for the one that ships with the package; the folder of a model, or of a run that
             trained one; the folder of a diffusers pipeline, of a diffusers model with its scheduler, or of a
             checkpoint of diffusers' training scripts in the folder of their pipeline; the name of one on the
-            Hugging Face hub, "organisation/name"; or "package.module:function", whose call gives a
+            Hugging Face hub, "organisation/name"; a single .safetensors of weights, in diffusers' layout or
+            the original one, with `scheduler`; or "package.module:function", whose call gives a
             `momatch.Model`.
         null_label: the label that stands for "no class" in a diffusers UNet2DModel; it can then be guided.
         size: side of what a diffusers teacher makes, if not what its files say; of videos (frames, height,
             width). Latents count where it makes latents.
         scheduler: the folder with the scheduler_config.json that a diffusers teacher was trained with, if its
-            own has none.
+            own has none; of a single file the folder of a pipeline of its kind, whose configs are its own.
         family: where the record of its network's class is, "package.module:NAME", if momatch has none.
         adapter: the folder of a LoRA adapter that is merged into a diffusers teacher.
 
@@ -53,7 +54,10 @@ def load_teacher(
     as_path(source, "a teacher")
     source = _snapshot(source)
     text, path = str(source), Path(source)
-    _refuse_other_kinds(path)
+    _refuse_other_kinds(path, scheduler)
+    if path.is_file() and scheduler is not None:
+        home = Path(scheduler)
+        return _finite(diffusers.load(home, null_label, size, None, None, family, adapter, path), source)
     if not path.exists() and BUILDER.fullmatch(text):
         model = _built(text)
     elif path.is_dir() and not (path / "model.json").is_file() and diffusers.is_folder(path):
@@ -133,17 +137,23 @@ def _snapshot(source: str | Path) -> str | Path:
     return found[0] if len(found) == 1 and Path(source, "blobs").is_dir() else source
 
 
-def _refuse_other_kinds(path: Path) -> None:
-    """Refuse what holds weights and is no model's folder.
+def _refuse_other_kinds(path: Path, scheduler: str | Path | None) -> None:
+    """Refuse what holds weights and is no model's folder, nor a file whose configs are known.
 
     Raises:
         ModelError: saying how to make one of it.
     """
     if path.is_file() and path.suffix in SINGLE_FILES:
-        raise ModelError(
-            f"{path} is a single file of weights; make a pipeline's folder of it: in Python "
-            f"diffusers.StableDiffusionPipeline.from_single_file('{path}').save_pretrained(FOLDER)"
-        )
+        known = scheduler is not None and diffusers.is_folder(Path(scheduler))
+        if not known or path.suffix != ".safetensors":
+            beside = (
+                "name the folder of a diffusers pipeline of its kind, for its configs: --scheduler FOLDER; "
+            )
+            raise ModelError(
+                f"{path} is a single file of weights; {beside if path.suffix == '.safetensors' else ''}"
+                "make a pipeline's folder of it: in Python "
+                f"diffusers.StableDiffusionPipeline.from_single_file('{path}').save_pretrained(FOLDER)"
+            )
     adapter = next((name for name in ADAPTERS if (path / name).is_file()), None)
     if adapter and not (path / "model.json").is_file() and not diffusers.is_folder(path):
         raise ModelError(
