@@ -273,8 +273,8 @@ def _of_file(weights: Path, part: Path, class_name: str) -> Any:
         ) from None
     if lacking:
         raise ModelError(
-            f"{weights} lacks {len(lacking)} weights of the {class_name} in {part}, such as {lacking[0]}; name "
-            "the folder of a pipeline of its kind"
+            f"{weights} lacks {len(lacking)} weights of the {class_name} in {part}, such as {lacking[0]}; "
+            "name the folder of a pipeline of its kind"
         )
     return model.float().eval()
 
