@@ -186,9 +186,7 @@ def taught(width: int, steps: int, seed: int) -> Denoiser:
     return denoiser
 
 
-def matched(
-    teacher: Denoiser, start: Denoiser, k: int, seed: int, arguments: argparse.Namespace
-) -> Denoiser:
+def matched(teacher: Denoiser, start: Denoiser, k: int, seed: int, arguments: argparse.Namespace) -> Denoiser:
     """A student of k steps."""
     student = copy.deepcopy(start).train().requires_grad_(True)
     auxiliary = copy.deepcopy(student)
