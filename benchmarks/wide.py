@@ -31,10 +31,10 @@ from typing import Any, cast
 
 import torch
 from sklearn.cluster import KMeans
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from momatch.config.schema import OptimConfig, TrainConfig
+from momatch.data.digits import load_digits
 from momatch.diffusion import schedules
 from momatch.diffusion.denoiser import Denoiser
 from momatch.diffusion.distances import energy_distance
@@ -67,8 +67,9 @@ FEW_AT_ONCE = 250  # rows times modes times dimensions in float64 are 13 MB
 @cache
 def law() -> GaussianMixture:
     """The mixture; the same at every call."""
-    images = torch.tensor(load_digits().data / 8 - 1, dtype=torch.float64)
-    found = KMeans(MODES, n_init=1, random_state=0).fit(images.numpy())
+    data = load_digits()
+    images = torch.cat([part.images[:] for part in (data.train, data.heldout)]).double().flatten(1)
+    found = KMeans(MODES, random_state=0).fit(images.numpy())
     labels, eye = torch.tensor(found.labels_), torch.eye(64, dtype=torch.float64)
     means, covariances, counts = [], [], []
     for mode in range(MODES):
@@ -146,7 +147,7 @@ class Study:
         path = self.arguments.runs / f"{name}.safetensors"
         if path.exists():
             found = network(width, 0)
-            found.load_state_dict(read_tensors(path))
+            found.load_state_dict(read_tensors(path)[0])
             return found.eval()
         start = time.perf_counter()
         found = make().eval()
