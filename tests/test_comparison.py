@@ -225,6 +225,15 @@ def test_the_page_shows_the_fields_that_a_model_has(choice):
     assert not of_student["prompt"]["visible"]
 
 
+def test_classes_are_chosen_by_name_where_they_have_one():
+    digits = load_any("digits")
+    assert Choice("digits", digits).labels[:3] == [("any", "any"), ("0", "0"), ("1", "1")]
+    named = replace(digits, provenance=replace(digits.provenance, class_names=("zero", "<b>one</b>")))
+    labels = Choice("digits", named).labels
+    assert labels[1:4] == [("0 zero", "0"), ("1 <b>one</b>", "1"), ("2", "2")] and len(labels) == 11
+    assert request(4, 1, 0, labels[2][1]).label == 1
+
+
 def test_the_page_escapes_what_a_user_typed(choice):
     (shown,) = drawn(choice, 4, "<b>", 0, "any", "", 0, True)
     assert "steps must be a whole number, got &lt;b&gt;" in shown[-1]["value"] and shown[-1]["visible"]

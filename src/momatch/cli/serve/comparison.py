@@ -120,9 +120,13 @@ class Choice:
         return not self.is_student and _knows_null(self.model)
 
     @property
-    def labels(self) -> list[str]:
-        """What may be asked for as `label`; empty if the model takes none."""
-        return [ANY, *map(str, range(self.model.num_classes))] if self.model.num_classes else []
+    def labels(self) -> list[tuple[str, str]]:
+        """What may be asked for as `label`, each as it is shown and as it is asked for; empty if nothing may."""
+        if not self.model.num_classes:
+            return []
+        names = dict(enumerate(self.model.provenance.class_names))
+        labels = range(self.model.num_classes)
+        return [(ANY, ANY), *((f"{label} {names.get(label, '')}".strip(), str(label)) for label in labels)]
 
     @property
     def suggested_num(self) -> int:
