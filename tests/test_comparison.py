@@ -221,7 +221,7 @@ def test_the_page_shows_the_fields_that_a_model_has(choice):
     assert of_student["with_teacher"]["visible"] and not of_teacher["with_teacher"]["visible"]
     assert of_teacher["guidance"]["visible"] and not of_student["guidance"]["visible"]
     assert of_student["steps"]["value"] == 4 and of_teacher["steps"]["value"] == 256
-    assert of_student["label"]["choices"] == ["any", *map(str, range(10))]
+    assert [value for _, value in of_student["label"]["choices"]] == ["any", *map(str, range(10))]
     assert not of_student["prompt"]["visible"]
 
 
