@@ -121,7 +121,7 @@ class Choice:
 
     @property
     def labels(self) -> list[tuple[str, str]]:
-        """What may be asked for as `label`, each as it is shown and as it is asked for; empty if nothing may."""
+        """What may be asked for as `label`, as it is shown and as it is asked for; empty if nothing may."""
         if not self.model.num_classes:
             return []
         names = dict(enumerate(self.model.provenance.class_names))
