@@ -1,4 +1,4 @@
-"""ONNX against the network it was made of, and a sampling loop in numpy against ours."""
+"""ONNX and torch.export against the network they were made of; a sampling loop in numpy against ours."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from momatch.diffusion import conventions, schedules
 from momatch.diffusion.denoiser import Denoiser
+from momatch.interop.export.call import export_program
 from momatch.interop.export.onnx import EXPORTER_LOG, export_onnx, quiet
 from momatch.models.model import CHUNK, Student
 from momatch.networks import registry
@@ -62,14 +63,29 @@ def filled(model):
     return model
 
 
-@pytest.mark.parametrize("name", list(MODELS))
-def test_onnx_says_what_the_network_says_and_samples_as_it_does(name, tmp_path):
+def of_onnx(model, folder):
+    """The network as onnxruntime runs it: arrays by name → x."""
     import onnxruntime
 
+    export_onnx(model, folder)
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    return lambda feed: session.run(["x"], feed)[0]
+
+
+def of_torch(model, folder):
+    """The network as torch.export left it."""
+    export_program(model, folder)
+    network = torch.export.load(folder / "model.pt2").module()
+    names = json.loads((folder / "sampler.json").read_text())["inputs"]
+    return lambda feed: network(*(torch.from_numpy(feed[name]) for name in names)).detach().numpy()
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("exported", [of_onnx, of_torch])
+def test_what_is_exported_says_what_the_network_says_and_samples_as_it_does(name, exported, tmp_path):
     torch.manual_seed(1)
     model = filled(MODELS[name]())
-    export_onnx(model, tmp_path)
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    run = exported(model, tmp_path)
 
     def call(z, logsnr, time, label):
         feed = {
@@ -79,7 +95,7 @@ def test_onnx_says_what_the_network_says_and_samples_as_it_does(name, tmp_path):
         }
         if len(model.step_counts) > 1:
             feed["steps"] = np.full(len(z), 4, np.float32)
-        return session.run(["x"], {**feed, "label": label} if model.num_classes else feed)[0]
+        return run({**feed, "label": label} if model.num_classes else feed)
 
     for n, logsnr in ((1, 5.0), (5, -3.0), (3, 0.0), (2, -12.0)):
         z, label = torch.randn(n, 1, 8, 8), torch.arange(n) % 3
@@ -136,10 +152,9 @@ def test_only_known_remarks_of_the_exporter_are_left_out(caplog):
     assert [r.getMessage()[:24] for r in caplog.records] == ["something else", "torchvision is not insta"]
 
 
-def test_a_text_student_takes_tokens_and_leaves_its_null_condition_beside_it(tmp_path):
+@pytest.mark.parametrize("exported", [of_onnx, of_torch])
+def test_a_text_student_takes_tokens_and_leaves_its_null_condition_beside_it(exported, tmp_path):
     """What the file says where nothing is asked for is what the student itself says."""
-    import onnxruntime
-
     torch.manual_seed(1)
     config = UViTConfig(channels=(8,), width=16, depth=1, embedding_dim=16, text_dim=5)
     null = {"encoder_hidden_states": torch.randn(3, 5), "encoder_attention_mask": torch.tensor([1, 0, 0])}
@@ -147,17 +162,15 @@ def test_a_text_student_takes_tokens_and_leaves_its_null_condition_beside_it(tmp
     shapes = {"encoder_hidden_states": (3, 5), "encoder_attention_mask": (3,)}
     info = {"role": "student", "text_encoder": "minilm-l6"}
     model = filled(Student(denoiser, config, schedules.cosine(), (1, 8, 8), 4, 0, info, cond_shapes=shapes))
-    export_onnx(model, tmp_path)
+    run = exported(model, tmp_path)
     assert json.loads((tmp_path / "sampler.json").read_text())["text_encoder"] == "minilm-l6"
-
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     kept = load_file(tmp_path / "null-condition.safetensors")
     z, logsnr = torch.randn(2, 1, 8, 8), torch.tensor([0.5, -2.0])
     times = model.denoiser.time.to_time(logsnr)
     for cond in (None, {name: torch.stack([row.flip(0), row]) for name, row in null.items()}):
         asked = cond or {name: torch.stack([row, row]) for name, row in kept.items()}
         feed = {"z": z, "logsnr": logsnr, "time": times.float(), **asked}
-        found = session.run(["x"], {name: value.numpy() for name, value in feed.items()})[0]
+        found = run({name: value.numpy() for name, value in feed.items()})
         with torch.no_grad():
             wanted = model.denoiser(z, logsnr, cond)
         assert float(wanted.abs().max()) == 1

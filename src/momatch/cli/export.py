@@ -26,14 +26,15 @@ class ExportArguments:
     Attributes:
         run: folder of a distillation run, or of a student.
         directory: the folder to write.
-        format: "diffusers", a folder for DiffusionPipeline.from_pretrained; or "onnx", one network call.
+        format: "diffusers", a folder for DiffusionPipeline.from_pretrained; or one network call, as "onnx" or
+            as a program of PyTorch's own, "torch" (torch.export), for which momatch is not needed.
         license: of the student, for its card; the teacher's, if left out.
         push_to_hub: also upload the folder to the Hugging Face hub, under this name: organisation/name.
     """
 
     run: RunPath
     directory: Annotated[Positional[Path], arg(metavar="DIR")]
-    format: Literal["diffusers", "onnx"] = "diffusers"
+    format: Literal["diffusers", "onnx", "torch"] = "diffusers"
     license: OptionalText = None
     push_to_hub: OptionalText = None
 
@@ -59,11 +60,12 @@ def _write(model: Model, parsed: ExportArguments, name: str) -> None:
     from momatch.interop.export.folder import check_sampler, claim, export_folder, mark
 
     check_sampler(model)
-    if parsed.format == "onnx":
+    if parsed.format != "diffusers":
+        from momatch.interop.export.call import export_program
         from momatch.interop.export.onnx import export_onnx
 
         claim(parsed.directory)
-        export_onnx(model, parsed.directory)
+        (export_onnx if parsed.format == "onnx" else export_program)(model, parsed.directory)
         mark(parsed.directory)
     else:
         export_folder(model, parsed.directory, name, parsed.license, parsed.run)

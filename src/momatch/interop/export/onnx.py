@@ -1,18 +1,7 @@
-"""One network call of a student as ONNX, and its sampler as numbers.
-
-DIR/
-  model.onnx      (z, logsnr, time, conditions) → x: the whole denoiser, its scale included; also told its
-                  steps, if it is made for several numbers
-  sampler.json    logSNR and network's time of each call, and the coefficients of the steps between
-
-Sampling, in any language: z is noise; for every call, x = model(z, logsnr, time); if it was not the last,
-z = z_coefficient · z + x_coefficient · x + noise_std · noise. The last x is the sample.
-"""
+"""One network call of a student as ONNX, model.onnx; what it takes and what lies beside it: see `call`."""
 
 from __future__ import annotations
 
-import copy
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -21,17 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
-from momatch.diffusion.denoiser import Cond, Denoiser
-from momatch.diffusion.process import step_coefficients
-from momatch.diffusion.sampling import time_grid
-from momatch.models.model import NULL_CONDITION, Model
+from momatch.interop.export.call import network_call, write_beside
+from momatch.models.model import Model
 from momatch.utils.errors import UsageError
 from momatch.utils.files import write_atomically
 
-EXAMPLE_BATCH, EXAMPLE_LENGTH = 2, 8  # of the inputs that the network is traced with; both stay open
 # What torch's exporter says about its own insides, whatever it exports.
 EXPORTER_LOG, EXPORTER_REMARK = "torch.onnx._internal.exporter._registration", "torchvision is not installed"
 EXPORTER_WARNINGS: list[tuple[str, type[Warning]]] = [
@@ -52,10 +36,7 @@ def export_onnx(model: Model, directory: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'momatch[onnx]'") from None
-    if model.denoiser.unwrapped is not model.denoiser:
-        raise UsageError("a guided or clipped model cannot be exported; export the plain one")
-    names, inputs, shapes = _inputs(model)
-    network = _Call(copy.deepcopy(model.denoiser).cpu(), names[3:]).eval()
+    names, inputs, shapes, network = network_call(model)
     directory.mkdir(parents=True, exist_ok=True)
     with quiet():
         program: Any = torch.onnx.export(
@@ -69,11 +50,7 @@ def export_onnx(model: Model, directory: Path) -> None:
             verbose=False,
         )
     write_atomically(directory / "model.onnx", lambda path: program.save(str(path)))
-    nulls = {k: v.contiguous() for k, v in model.denoiser.null_values.items() if isinstance(v, Tensor)}
-    if nulls:
-        write_atomically(directory / NULL_CONDITION, lambda path: save_file(nulls, str(path)))
-    contents = json.dumps(sampler(model), indent=1) + "\n"
-    write_atomically(directory / "sampler.json", lambda path: path.write_text(contents))
+    write_beside(model, directory, names)
 
 
 @contextmanager
@@ -104,79 +81,3 @@ def _sigmoid() -> Any:
         return op.Reciprocal(op.Add(op.Exp(op.Neg(x)), op.Constant(value_float=1.0)))
 
     return sigmoid
-
-
-def sampler(model: Model) -> dict[str, Any]:
-    """What a sampling loop has to know; JSON types only. Step i lies between calls i and i + 1.
-
-    The network of a student made for several numbers of steps has an input "steps"; the grids of the other
-    numbers are "other_grids".
-    """
-    nulls = {k: v for k, v in model.denoiser.null_values.items() if not isinstance(v, Tensor)}
-    others = [_grid(model, k) for k in model.step_counts if k != model.steps]
-    return {
-        **_grid(model, model.steps),
-        "sample_shape": list(model.sample_shape),
-        "num_classes": model.num_classes,
-        "conditions": {name: list(shape) for name, shape in model.cond_shapes.items()},
-        "null_values": nulls,
-        "text_encoder": model.provenance.encoder,
-        **({"other_grids": others} if others else {}),
-    }
-
-
-def _grid(model: Model, steps: int) -> dict[str, Any]:
-    """Noise levels of so many calls, and the coefficients of the steps between them."""
-    logsnr = model.schedule(time_grid(steps))
-    of_z, of_x, std = (c[:-1].tolist() for c in step_coefficients(logsnr[1:], logsnr[:-1], eta=1.0))
-    between = [
-        {"z_coefficient": a, "x_coefficient": b, "noise_std": c}
-        for a, b, c in zip(of_z, of_x, std, strict=True)
-    ]
-    return {
-        "steps": steps,
-        "logsnr": logsnr[:-1].tolist(),
-        "time": model.denoiser.time.to_time(logsnr[:-1]).tolist(),
-        "between": between,
-    }
-
-
-class _Call(nn.Module):
-    """The denoiser, its conditions given one by one instead of in a dict."""
-
-    def __init__(self, denoiser: Denoiser, names: list[str]):
-        super().__init__()
-        self.denoiser, self.names = denoiser, names
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        z, logsnr, time, *conditions = inputs
-        cond: Cond | None = dict(zip(self.names, conditions, strict=True)) or None
-        return self.denoiser.in_range(self.denoiser.estimate(z, logsnr, time, cond))
-
-
-def _inputs(model: Model) -> tuple[list[str], tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
-    """Names of the inputs, an example of each, and which of their sides stay open."""
-    batch = torch.export.Dim("batch")
-    names = ["z", "logsnr", "time"]
-    zeros = torch.zeros(EXAMPLE_BATCH)
-    inputs = [torch.randn(EXAMPLE_BATCH, *model.sample_shape), zeros, zeros.clone()]
-    shapes: list[dict[int, Any]] = [{0: batch}, {0: batch}, {0: batch}]
-    if model.num_classes:
-        names.append("label")
-        inputs.append(torch.zeros(EXAMPLE_BATCH, dtype=torch.int64))
-        shapes.append({0: batch})
-    if len(model.step_counts) > 1:
-        names.append("steps")
-        inputs.append(torch.ones(EXAMPLE_BATCH))
-        shapes.append({0: batch})
-    for name, shape in model.cond_shapes.items():
-        names.append(name)
-        sides = [EXAMPLE_LENGTH if side == -1 else side for side in shape]
-        null = model.denoiser.null_values.get(
-            name
-        )  # of the type that it is asked with: a mask is whole numbers
-        dtype = null.dtype if isinstance(null, Tensor) else torch.float32
-        inputs.append(torch.ones(EXAMPLE_BATCH, *sides, dtype=dtype))
-        lengths = {i + 1: torch.export.Dim("length") for i, side in enumerate(shape) if side == -1}
-        shapes.append({0: batch, **lengths})
-    return names, tuple(inputs), tuple(shapes)
