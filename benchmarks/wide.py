@@ -58,6 +58,7 @@ RESULTS = Path(__file__).parent / "results"
 MODES, RANK, ROUND = 100, 8, 0.05  # standard deviation of the round part, in units of [−1, 1]
 WIDTHS = {"narrow": 96, "wide": 256}
 TEACHER_STEPS, STUDENT_STEPS = (4, 8, 16, 32, 64, 128, 256), (1, 2, 4, 8, 16)
+DDIM_STEPS = (8, 16, 64, 256)
 EXACT_TEACHER_STEPS, EXACT_STUDENT_STEPS = (4, 8, 16, 32), (4, 8)
 SCHEDULE = schedules.cosine()
 FEW = 4000  # samples of either side of an energy distance
@@ -155,15 +156,15 @@ class Study:
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
         return found
 
-    def draw(self, denoiser: Denoiser, steps: int, seed: int) -> Callable[[], Tensor]:
-        """Samples by Algorithm 1, 5,000 at a time."""
+    def draw(self, denoiser: Denoiser, steps: int, seed: int, eta: float = 1.0) -> Callable[[], Tensor]:
+        """Samples by Algorithm 1, or DDIM (eta 0), 5,000 at a time."""
 
         def samples() -> Tensor:
             found = []
             for i in range(self.arguments.num // 5000):
                 rng = generator(seed, "samples", i)
                 z = torch.randn(5000, 64, generator=rng)
-                found.append(ancestral(denoiser, z, steps, SCHEDULE, generator=rng))
+                found.append(ancestral(denoiser, z, steps, SCHEDULE, eta=eta, generator=rng))
             return torch.cat(found)
 
         return samples
@@ -207,7 +208,8 @@ def everything(arguments: argparse.Namespace) -> None:
         real = partial(law().sample, arguments.num, generator(seed, "real"))
         study.add({"teacher": "", "kind": "real", "steps": 0, "seed": seed}, real)
         starts = {}
-        for name, width in WIDTHS.items():
+        for name in arguments.widths:
+            width = WIDTHS[name]
             make = partial(taught, width, arguments.teacher_steps, seed)
             made = study.kept(f"{name}-seed{seed}", width, make)
             starts[name] = made
@@ -215,7 +217,10 @@ def everything(arguments: argparse.Namespace) -> None:
             for steps in TEACHER_STEPS:
                 key = {"teacher": name, "kind": "teacher", "steps": steps, "seed": seed}
                 study.add(key, study.draw(made, steps, seed))
-        if arguments.exact:
+            for steps in DDIM_STEPS:
+                key = {"teacher": name, "kind": "teacher, DDIM", "steps": steps, "seed": seed}
+                study.add(key, study.draw(made, steps, seed, eta=0.0))
+        if arguments.exact and "wide" in starts:
             exact = cast(Denoiser, law().denoiser())
             students(study, "exact", exact, starts["wide"], WIDTHS["wide"], EXACT_STUDENT_STEPS, seed)
             for steps in EXACT_TEACHER_STEPS:
@@ -265,6 +270,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/wide"))
     parser.add_argument("--file", type=Path, default=RESULTS / f"{date.today()}-wide.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--widths", nargs="+", choices=tuple(WIDTHS), default=list(WIDTHS))
     parser.add_argument("--num", type=int, default=20_000)
     parser.add_argument("--teacher-steps", type=int, default=8000)
     parser.add_argument("--pairs", type=int, default=3000, help="joint updates of a student")

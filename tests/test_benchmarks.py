@@ -45,7 +45,7 @@ def test_a_law_that_is_known(tmp_path):
     options = ("--runs", str(tmp_path), "--file", str(file), "--num", "5000")
     run("wide", "all", *options, "--teacher-steps", "20", "--pairs", "2", "--no-exact")
     rows = json.loads(file.read_text())["rows"]
-    assert len(rows) == 1 + 2 * (5 + 7)
+    assert len(rows) == 1 + 2 * (5 + 7 + 4)
     real = rows[0]
     assert real["frechet"] < 0.05 and abs(real["energy"]) < 0.01, "real samples are those of the law"
     assert all(row["frechet"] > 10 * real["frechet"] for row in rows[1:])
