@@ -287,7 +287,8 @@ WRONG_WORDS = {
     "sample runs/x --num": "--num needs a value (see momatch sample --help)",
     "sample": "sample needs RUN (see momatch sample --help)",
     "export runs/x": "export needs DIR (see momatch export --help)",
-    "export runs/x y --format z": "--format 'z' is none of 'diffusers', 'onnx' (see momatch export --help)",
+    "export runs/x y --format z": "--format 'z' is none of 'diffusers', 'onnx', 'torch' "
+    "(see momatch export --help)",
     "prepare": "prepare needs SOURCE and --out PATH (see momatch prepare --help)",
     "distill digits-8 --otu x": "distill RECIPE does not take --otu x (see momatch distill RECIPE --help)",
     "guidance runs/x --guidance.scale 3": "guidance takes --scales, a list such as 0,1,2, in place of "

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_type_h
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from momatch.config import files as config_files
+from momatch.config.given import read_given
 from momatch.config.recipes import RECIPES, recipe
 from momatch.config.schema import DistillConfig, RunConfig, Steps, TeacherConfig
 from momatch.methods import registry
@@ -57,8 +57,8 @@ def base_config(
         return (kind or DistillConfig)(), arguments
     if arguments[0] == "--config":
         if len(arguments) < 2:
-            raise UsageError("--config needs a file: a run's config.json")
-        config, rest = config_files.read(Path(arguments[1])), arguments[2:]
+            raise UsageError("--config needs a file: a .yaml, .toml or .json, such as a run's config.yaml")
+        config, rest = read_given(Path(arguments[1]), kind), arguments[2:]
     elif arguments[0].startswith("-"):
         raise UsageError(f"name the recipe first: momatch {command} RECIPE {arguments[0]} …")
     else:

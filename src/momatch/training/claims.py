@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from momatch.config import files as config_files
+from momatch.config.given import as_yaml
 from momatch.config.schema import DistillConfig, RunConfig, TeacherConfig, to_json
 from momatch.models.provenance import Inputs
 from momatch.training import distributed
@@ -69,6 +70,7 @@ def _claim(directory: Path, config: RunConfig, wanted: dict[str, Any]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         text = json.dumps(wanted, indent=2) + "\n"
         write_atomically(folder.config, lambda temporary: temporary.write_text(text))
+        write_atomically(folder.settings, lambda path: path.write_text(as_yaml(config), encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"cannot write into {directory}: {error.strerror or error}; choose another --out"

@@ -1,6 +1,7 @@
 """A run's folder: the names of its files, the lock that one process holds, and its log, read and written.
 
 config.json           all settings, and fingerprints of what the run started from
+config.yaml           the settings for people, each with what it is; for --config of another run
 metrics.jsonl         the log: a row for every logged step, and for every event (start, look, alarm, stop)
 checkpoints/          the newest two
 best.safetensors      with a stopping rule: the best weights that a preview has seen
@@ -45,6 +46,11 @@ class RunFolder:
     def config(self) -> Path:
         """config.json; a folder without it is no run's."""
         return self.path / "config.json"
+
+    @property
+    def settings(self) -> Path:
+        """config.yaml; nothing of the run depends on it."""
+        return self.path / "config.yaml"
 
     @property
     def metrics(self) -> Path:
