@@ -11,7 +11,10 @@ from momatch.networks.uvit import TransformerBlock
 
 
 class TokenTransformer(nn.Module):
-    """(z, logsnr, cond) → logits of z's shape. The output layer starts at zero: all tokens alike."""
+    """(z, logsnr, cond) → logits of z's shape. The output layer starts at zero: all tokens alike.
+
+    So does that of a source of noise: a student that is given one begins as its teacher.
+    """
 
     def __init__(self, config: TokenTransformerConfig):
         super().__init__()
@@ -19,7 +22,9 @@ class TokenTransformer(nn.Module):
         self.conditioning = Conditioning(config.embedding_dim, config.num_classes, config.step_counts)
         self.tokens = nn.Linear(config.num_tokens, config.width, bias=False)
         self.positions = nn.Parameter(0.02 * torch.randn(config.length, config.width))
-        self.noise = nn.Linear(config.noise_dim, config.width, bias=False) if config.noise_dim else None
+        self.noise = (
+            zero_init(nn.Linear(config.noise_dim, config.width, bias=False)) if config.noise_dim else None
+        )
         self.blocks = nn.ModuleList(
             TransformerBlock(config.width, config.embedding_dim, config.dropout) for _ in range(config.depth)
         )
