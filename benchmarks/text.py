@@ -17,9 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -39,6 +37,7 @@ from momatch.interop.load import load_any
 from momatch.training.build import distillation, teacher_of, teacher_training
 from momatch.training.run import Run
 from momatch.utils.files import write_atomically
+from timing import processor
 
 RESULTS = Path(__file__).parent / "results"
 TEACHER_STEPS = 4, 8, 16, 64, 256
@@ -120,14 +119,10 @@ def last_records(folder: Path) -> list[dict[str, Any]]:
 
 def about(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the numbers depend on."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")),
-        platform.machine(),
-    )
     gpu = torch.cuda.get_device_name(arguments.device) if arguments.device.startswith("cuda") else None
     return {
         "date": date.today().isoformat(),
-        "hardware": gpu or f"{cpu}, {torch.get_num_threads()} thread, shared",
+        "hardware": gpu or f"{processor()}, {torch.get_num_threads()} thread, shared",
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "data": arguments.data.name,
@@ -138,12 +133,6 @@ def about(arguments: argparse.Namespace) -> dict[str, Any]:
         "teacher_updates": arguments.teacher_updates,
         "student_updates": arguments.student_updates,
     }
-
-
-def cpu_lines() -> Sequence[str]:
-    """What the system says of its processor; nothing where it does not."""
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def results(arguments: argparse.Namespace) -> Path:

@@ -80,7 +80,7 @@ class SampleArguments:
 def sample(arguments: list[str], console: Console) -> None:
     """`momatch sample RUN`."""
     parsed = parse(SampleArguments, arguments, "sample")
-    check_out(parsed.out, ".png", TEXT, *ARRAYS)
+    check_out(parsed.out, ".png", *ARRAYS, TEXT)
     if parsed.eta is not None and not 0 <= parsed.eta <= 1:
         raise UsageError(f"--eta {parsed.eta} must lie in [0, 1]: 0 is DDIM, 1 is ancestral")
     devices.resolve(parsed.running.device)
