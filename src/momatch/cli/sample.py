@@ -157,6 +157,8 @@ def guided(model: Model, scale: float, clip: Clip = "none") -> Model:
     """
     if not scale and clip == "none":
         return model
+    if clip != "none" and model.of_tokens:
+        raise UsageError(f"--clip {clip}: tokens have no range to be clipped to; leave it out")
     config = GuidanceConfig(scale=scale, clip=clip)
     if scale and model.is_student:
         raise UsageError(

@@ -187,7 +187,7 @@ def text_teacher() -> TeacherConfig:
         network=TokenTransformerConfig(width=128, depth=3, embedding_dim=64),
         sampling_steps=64,
         train=TrainConfig(num_steps=6000, batch_size=64),
-        optim=OptimConfig(learning_rate=1e-3, beta1=0.9, eps=1e-8, warmup_steps=200),
+        optim=OptimConfig(learning_rate=2e-3, beta1=0.9, eps=1e-8, warmup_steps=200),
         monitor=MonitorConfig(every=1000, num_samples=256),
     )
 

@@ -21,7 +21,7 @@ Source: Salimans et al. 2026, arXiv 2603.20155.
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -78,10 +78,6 @@ class DiscreteDenoising(Method):
     def trainable(self) -> Mapping[str, nn.Module]:
         """{"teacher": the denoiser}."""
         return {"teacher": self.denoiser}
-
-    def variant(self, step: int) -> Hashable | None:
-        """All alike."""
-        return "denoising"
 
 
 class DiscreteMatching(Method):
@@ -151,12 +147,6 @@ class DiscreteMatching(Method):
             return {"gap": (x_teacher * logs).sum(-1).mean(), "student_entropy": entropy.mean()}
 
         return Update(losses, metrics)
-
-    def variant(self, step: int) -> Hashable | None:
-        """As that of `Alternating`."""
-        if self.transition.source == "rollout":
-            return None
-        return "both" if self.update == "joint" else step % 2
 
     def sampled(self, generator: Generator | None) -> DenoiserFunction:
         """The student as a sampler calls it, with its noise from `generator`."""
