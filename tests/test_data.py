@@ -81,7 +81,7 @@ def broken(tmp_path, kind):
         path.write_text("hello")
     elif kind == "nothing.npz":
         np.savez(path, pictures=pictures())
-    elif kind == "file.txt":
+    elif kind == "file.doc":
         path.write_text("hello")
     elif kind == "empty.npz":
         path.write_bytes(b"")
@@ -139,7 +139,7 @@ def test_only_the_built_in_digits_are_judged_by_the_digits_classifier(tmp_path):
         ("labels.npz", "one integer for each picture"),
         ("text.npz", "cannot read"),
         ("nothing.npz", "cannot read"),
-        ("file.txt", "neither a folder"),
+        ("file.doc", "neither a folder"),
         ("empty.npz", "cannot read"),
         ("array.npz", "cannot read"),
         ("scalar.npz", "cannot read"),

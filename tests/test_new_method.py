@@ -148,7 +148,7 @@ def test_a_method_of_one_s_own_is_named_by_its_module(tmp_path, monkeypatch, cap
     assert config["method"] == {"name": "my_methods:RegressionConfig", "power": 2.0}
     assert main(["report", str(tmp_path / "run")]) == 0
     assert main(["distill", "digits-8", "--method", "gan", "--out", str(tmp_path / "other")]) == 2
-    assert "method is 'gan'; use alternating, consistency, dmd, " in capsys.readouterr().err
+    assert "method is 'gan'; use alternating, consistency, discrete, dmd, " in capsys.readouterr().err
 
 
 def test_an_average_of_the_student_is_sampled_saved_and_resumed(tmp_path):
@@ -196,7 +196,10 @@ def test_the_command_of_a_run_that_has_stopped_saves_the_same_student_again(tmp_
 def test_a_setting_of_another_method_is_said_to_be_one(tmp_path, capsys):
     command = ["distill", "digits-8", "--out", str(tmp_path / "x")]
     assert main([*command, "--method", "instant", "--method.update", "joint"]) == 2
-    assert "--method.update is a setting of --method alternating, not of instant" in capsys.readouterr().err
+    assert (
+        "--method.update is a setting of --method alternating and discrete, not of instant"
+        in capsys.readouterr().err
+    )
     assert main([*command, "--method.lambda-steps", "300"]) == 2
     assert (
         "--method.lambda-steps is a setting of --method instant, not of alternating"

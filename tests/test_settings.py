@@ -113,7 +113,7 @@ def test_every_config_was_walked():
     [
         (
             {"method": "gan"},
-            "method is 'gan'; use alternating, consistency, dmd, instant, progressive, regression, "
+            "method is 'gan'; use alternating, consistency, discrete, dmd, instant, progressive, regression, "
             "reward, or your own as package.module:ConfigClass",
         ),
         ({"method": "Alternating"}, "method is 'Alternating'; use alternating, consistency"),

@@ -30,7 +30,12 @@ from momatch.data.sources import load_data
 from momatch.evaluation.conditions import fixed_cond
 from momatch.evaluation.evaluate import Candidate, Row, assess, help_to_sample
 from momatch.evaluation.report.tables import evaluation_csv, evaluation_table, evaluation_text
-from momatch.interop.compatibility import check_fit, check_null_condition, with_null_condition
+from momatch.interop.compatibility import (
+    check_fit,
+    check_null_condition,
+    in_space_of,
+    with_null_condition,
+)
 from momatch.interop.load import load_any, teacher_of_student
 from momatch.models.model import Model
 from momatch.models.provenance import Provenance
@@ -86,6 +91,8 @@ def evaluate(arguments: list[str], console: Console) -> None:
     steps = integers(parsed.steps, "--steps") if parsed.steps else model.step_counts
     check_fit(model, data.heldout)
     if parsed.sampler != "ancestral":
+        if model.of_tokens:
+            raise UsageError(f"--sampler {parsed.sampler}: tokens are sampled in one way alone; leave it out")
         if model.is_student and not parsed.teacher_steps:
             raise UsageError(
                 f"--sampler {parsed.sampler}: {parsed.run} is a student, sampled as it was made for; give "
@@ -284,7 +291,7 @@ def data_for(model: Model, source: str | None) -> Split:
         size = model.sample_shape[-1]  # a teacher of pixels from elsewhere
     else:
         size = int(origin.config.get("image_size", 0))
-    return load_data(str(known), size, reading_of(origin))
+    return in_space_of(model, load_data(str(known), size, reading_of(origin)))
 
 
 def reading_of(origin: Provenance) -> Reading:

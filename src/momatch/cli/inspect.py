@@ -23,6 +23,7 @@ from momatch.data.records import check_labels
 from momatch.data.rows import spread, to_unit
 from momatch.data.sources import BY_NAME, MIN_PICTURES, open_collection
 from momatch.data.survey import Survey, survey
+from momatch.data.tokens import is_tokens, read_tokens, summary
 from momatch.data.vectors import is_vectors, read_vectors
 from momatch.evaluation.report import plots
 from momatch.utils.errors import UsageError
@@ -67,6 +68,12 @@ def inspect(arguments: list[str], console: Console) -> None:
         console.print(
             f"{parsed.data}: {read_vectors(Path(parsed.data), parsed.reading).summary()}", soft_wrap=True
         )
+        return
+    if is_tokens(Path(parsed.data)):
+        if parsed.sheet:
+            raise UsageError(f"--sheet draws pictures, and {parsed.data} holds tokens; leave it out")
+        found = summary(*read_tokens(Path(parsed.data), parsed.reading))
+        console.print(f"{parsed.data}: {found}", soft_wrap=True)
         return
     found = open_collection(parsed.data, parsed.reading)
     seen = survey(found, parsed.most)

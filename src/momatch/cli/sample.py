@@ -24,6 +24,7 @@ from momatch.cli.parsing import (
 from momatch.cli.running import Running, RunningOptions
 from momatch.config.schema import Clip, GuidanceConfig
 from momatch.diffusion.denoiser import Cond
+from momatch.evaluation.tokens import listed
 from momatch.interop.autoencoder import decoder_of, to_pictures
 from momatch.interop.load import load_any
 from momatch.models.model import Model
@@ -34,11 +35,12 @@ from momatch.utils.text import count_of
 
 DEFAULT_OUT = Path("samples.png")
 ARRAYS = (".npy", ".npz", ".safetensors")
+TEXT = ".txt"
 
 
 @dataclass(frozen=True)
 class SampleArguments:
-    """Draw pictures from a run's model.
+    """Draw images, vectors or texts from a run's model.
 
     Attributes:
         run: folder of a run or of a model, or "digits" for the built-in teacher.
@@ -57,7 +59,8 @@ class SampleArguments:
         running: how the network runs.
         out: a .png for a grid, in which small pictures are enlarged; or an .npz with images (uint8), and
             labels or prompts. Of vectors a .png is a plot; .npy, .npz (x, and what was asked) and
-            .safetensors hold the numbers, and samples.npy is written if it is left out.
+            .safetensors hold the numbers, and samples.npy is written if it is left out. Of tokens a .txt
+            holds the texts, which are printed if it is left out; .npy and .npz the numbers.
     """
 
     run: RunName
@@ -77,13 +80,21 @@ class SampleArguments:
 def sample(arguments: list[str], console: Console) -> None:
     """`momatch sample RUN`."""
     parsed = parse(SampleArguments, arguments, "sample")
-    check_out(parsed.out, ".png", *ARRAYS)
+    check_out(parsed.out, ".png", *ARRAYS, TEXT)
     if parsed.eta is not None and not 0 <= parsed.eta <= 1:
         raise UsageError(f"--eta {parsed.eta} must lie in [0, 1]: 0 is DDIM, 1 is ancestral")
     devices.resolve(parsed.running.device)
     model = parsed.running.prepare(load_any(parsed.run))
-    vectors = len(model.sample_shape) != 3
-    if not vectors and parsed.out.suffix not in (".png", ".npz"):
+    tokens = model.of_tokens
+    vectors = len(model.sample_shape) != 3 and not tokens
+    if tokens:
+        if parsed.out != DEFAULT_OUT and parsed.out.suffix not in (TEXT, ".npy", ".npz"):
+            raise UsageError(
+                f"--out {parsed.out} must end in .txt, .npy or .npz, since this model makes tokens"
+            )
+    elif parsed.out.suffix == TEXT:
+        raise UsageError(f"--out {parsed.out}: this model makes no text; give a .png or .npz")
+    elif not vectors and parsed.out.suffix not in (".png", ".npz"):
         raise UsageError(f"--out {parsed.out} must end in .png or .npz, since this model makes pictures")
     prompts, num = parsed.prompt, parsed.num
     num = (8 * len(prompts) or 64) if num is None else num
@@ -110,7 +121,7 @@ def sample(arguments: list[str], console: Console) -> None:
             stacklevel=2,
         )
     model = guided(model, parsed.guidance, parsed.clip)
-    decoder = None if vectors else decoder_of(model)
+    decoder = None if vectors or tokens else decoder_of(model)
     shared = distributed.split(model)
     images = shared.sample(num, steps, cond, parsed.seed, parsed.eta, parsed.running.batch_size).cpu()
     if not distributed.is_main():
@@ -119,7 +130,12 @@ def sample(arguments: list[str], console: Console) -> None:
         raise UsageError(f"{parsed.run} gave samples that are not finite; its training has broken down")
     images = images if decoder is None else decoder(images)
     out = parsed.out.with_suffix(".npy") if vectors and parsed.out == DEFAULT_OUT else parsed.out
-    if vectors:
+    if tokens:
+        if out == DEFAULT_OUT:
+            console.out(listed(model.texts(images)), end="", highlight=False)
+            return
+        save_tokens(out, images, model)
+    elif vectors:
         save_vectors(out, images, cond)
     elif parsed.out.suffix == ".npz":
         save_npz(parsed.out, images, cond, [prompts[i % len(prompts)] for i in range(num)] if prompts else [])
@@ -141,6 +157,8 @@ def guided(model: Model, scale: float, clip: Clip = "none") -> Model:
     """
     if not scale and clip == "none":
         return model
+    if clip != "none" and model.of_tokens:
+        raise UsageError(f"--clip {clip}: tokens have no range to be clipped to; leave it out")
     config = GuidanceConfig(scale=scale, clip=clip)
     if scale and model.is_student:
         raise UsageError(
@@ -164,6 +182,20 @@ def save_npz(path: Path, samples: Tensor, cond: Cond | None, prompts: Sequence[s
         np.savez_compressed(path, images=pixels, **arrays)
     else:
         np.savez_compressed(path, latents=samples.float().numpy(), **arrays)
+
+
+def save_tokens(path: Path, samples: Tensor, model: Model) -> None:
+    """Texts as .txt, each under a line of its own; integers (N, L) as .npy, with the vocabulary as .npz."""
+    import numpy as np
+
+    if path.suffix == TEXT:
+        path.write_text(listed(model.texts(samples)), encoding="utf-8")
+    elif path.suffix == ".npz":
+        known = model.provenance.vocabulary
+        words: dict[str, Any] = {"vocabulary": np.array(known)} if known else {}
+        np.savez_compressed(path, tokens=samples.numpy(), **words)
+    else:
+        np.save(path, samples.numpy())
 
 
 def save_vectors(path: Path, samples: Tensor, cond: Cond | None) -> None:

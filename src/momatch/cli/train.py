@@ -137,7 +137,7 @@ def train_teacher(arguments: list[str], console: Console) -> None:
     finish(run, "training", console, track)
     out = shlex.quote(str(parsed.out))
     name = "emoji16-8" if run.model.cond_shapes else "digits-8"
-    name = "vectors-8" if data.train.space == "vectors" else name
+    name = {"vectors": "vectors-8", "tokens": "text-8"}.get(data.train.space, name)
     given = parsed.config.image_size
     size = "" if given == recipe(name).image_size else f" --image-size {given}"
     reading = "".join(f" {word}" for word in as_options(parsed.config.reading))

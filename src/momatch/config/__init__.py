@@ -18,6 +18,7 @@ from momatch.config.schema import (
 )
 from momatch.data.reading import Reading
 from momatch.methods.alternating import AlternatingConfig
+from momatch.methods.discrete import DiscreteConfig
 from momatch.methods.instant import InstantConfig
 from momatch.utils.errors import ConfigError
 
@@ -26,6 +27,7 @@ __all__ = [
     "AlternatingConfig",
     "Clip",
     "ConfigError",
+    "DiscreteConfig",
     "DistillConfig",
     "EmaConfig",
     "GuidanceConfig",

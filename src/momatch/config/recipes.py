@@ -29,9 +29,10 @@ from momatch.config.schema import (
 )
 from momatch.data.sources import available
 from momatch.methods.alternating import AlternatingConfig
+from momatch.methods.discrete import DiscreteConfig
 from momatch.methods.instant import InstantConfig
 from momatch.methods.reward import RewardConfig
-from momatch.networks.configs import MLPConfig, UNetConfig, UViTConfig
+from momatch.networks.configs import MLPConfig, TokenTransformerConfig, UNetConfig, UViTConfig
 from momatch.utils.errors import ConfigError
 from momatch.utils.run_folder import RunFolder
 
@@ -177,6 +178,29 @@ def vectors(steps: int) -> DistillConfig:
         weighting=LONGER_STEPS,
         train=TrainConfig(num_steps=4000, batch_size=256),
         optim=OptimConfig(learning_rate=3e-4),
+    )
+
+
+def text_teacher() -> TeacherConfig:
+    """Teacher of a text's characters (docs/beyond.md): masked diffusion, 0.8 M parameters."""
+    return TeacherConfig(
+        network=TokenTransformerConfig(width=128, depth=3, embedding_dim=64),
+        sampling_steps=64,
+        train=TrainConfig(num_steps=6000, batch_size=64),
+        optim=OptimConfig(learning_rate=2e-3, beta1=0.9, eps=1e-8, warmup_steps=200),
+        monitor=MonitorConfig(every=1000, num_samples=256),
+    )
+
+
+def text(steps: int) -> DistillConfig:
+    """Student of a teacher of tokens, by D-MMD (docs/beyond.md), both networks from one draw."""
+    return DistillConfig(
+        teacher="runs/text-teacher",
+        steps=steps,
+        method=DiscreteConfig("joint"),
+        train=TrainConfig(num_steps=1000, batch_size=64),
+        optim=OptimConfig(learning_rate=3e-4),
+        monitor=MonitorConfig(every=500, num_samples=256),
     )
 
 
@@ -352,6 +376,8 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "diffusers-8": diffusers_8,
     "vectors-teacher": vectors_teacher,
     **{f"vectors-{k}": partial(vectors, k) for k in (1, 2, 4, 8)},
+    "text-teacher": text_teacher,
+    **{f"text-{k}": partial(text, k) for k in (4, 8, 16, 32)},
     "demo": demo,
     "fashion14-teacher": fashion14_teacher,
     **{f"fashion14-{k}": partial(fashion, 14, k) for k in (1, 2, 4, 8, 16)},

@@ -17,6 +17,7 @@ from tyro.conf import arg
 
 from momatch.data.reading import Reading
 from momatch.diffusion import schedules
+from momatch.diffusion.categorical import Prior
 from momatch.diffusion.compilation import Compile
 from momatch.diffusion.denoiser import Denoiser, Guided, Thresholded
 from momatch.diffusion.precision import Precision
@@ -32,7 +33,7 @@ from momatch.methods.weighting import TimeDensity, Weighting
 from momatch.models.model import Model
 from momatch.models.request import MAX_SEED, MAX_STUDENT_STEPS
 from momatch.networks import registry
-from momatch.networks.configs import MLPConfig, UNetConfig, UViTConfig
+from momatch.networks.configs import MLPConfig, TokenTransformerConfig, UNetConfig, UViTConfig
 from momatch.utils.devices import AUTO
 from momatch.utils.errors import ConfigError
 from momatch.utils.settings import Remedy, require, settings, shown
@@ -56,7 +57,9 @@ def _read_network(value: Any) -> registry.TrainableConfig:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if not isinstance(found, registry.TrainableConfig):
-        raise ConfigError(f"network is {shown(value)}; give the shape of a unet, a uvit or an mlp")
+        raise ConfigError(
+            f"network is {shown(value)}; give the shape of a unet, a uvit, an mlp or a transformer of tokens"
+        )
     return registry.checked(found)
 
 
@@ -64,7 +67,7 @@ def _read_steps(value: Any) -> int | tuple[int, ...]:
     """K, or the several k of an elastic student in order; a list of one is one."""
     several = isinstance(value, list | tuple | range)
     counts = tuple(value) if several else (value,)
-    wrong = [count for count in counts if type(count) is not int or not 1 <= count <= MAX_STUDENT_STEPS]
+    wrong = [count for count in counts if type(count) is not int or count < 1]
     if wrong or not counts:
         also = ", or a list of such" if several else ""
         raise ConfigError(f"steps is {shown(value)}; use 1 to {MAX_STUDENT_STEPS}{also}")
@@ -380,6 +383,7 @@ class TeacherConfig:
             conditions too.
         schedule: noise schedule.
         prediction: what the network's output stands for.
+        process: of tokens: "mask" covers them one by one, "uniform" replaces them by random ones.
         cond_dropout: share of samples trained on the null label.
         weighting: w(t) and p(t) of the denoising loss.
         sampling_steps: network calls this teacher samples with unless told otherwise.
@@ -399,11 +403,12 @@ class TeacherConfig:
     data: str = "digits"
     image_size: ImageSize = 0
     reading: Annotated[Reading, FLAT] = field(default_factory=Reading)
-    network: Annotated[UNetConfig | UViTConfig | MLPConfig, PlainValidator(_read_network)] = field(
-        default_factory=UNetConfig
-    )
+    network: Annotated[
+        UNetConfig | UViTConfig | MLPConfig | TokenTransformerConfig, PlainValidator(_read_network)
+    ] = field(default_factory=UNetConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     prediction: Prediction = "v"
+    process: Prior = "mask"
     cond_dropout: Fraction = 0.1
     weighting: WeightingConfig = field(default_factory=lambda: WeightingConfig(name="v"))
     sampling_steps: Count = 256
@@ -437,8 +442,8 @@ class DistillConfig:
             wrote, and what else docs/data.md names.
         image_size: as in training a teacher.
         reading: as in training a teacher.
-        steps: k, network calls of the student, 1 to 16. Several (1,2,4,8 or 1..16 on the command line, a list
-            in Python) make one elastic student, which is sampled with any of them.
+        steps: k, network calls of the student, 1 to 16, of tokens 64. Several (1,2,4,8 or 1..16 on the
+            command line, a list in Python) make one elastic student, which is sampled with any of them.
         method: the algorithm and its own settings: `AlternatingConfig` (Algorithm 2), `InstantConfig`
             (Algorithm 3: no auxiliary network), …; in Python a name, such as "instant", will do.
         weighting: w(s) and p(s).
@@ -504,6 +509,8 @@ class DistillConfig:
             self.warm_start_steps,
             f"it must be below train.num_steps, which is {self.train.num_steps}",
         )
+        most = method.most_steps
+        require(self.step_counts[-1] <= most, "steps", self.steps, f"use 1 to {most}")
         elastic = len(self.step_counts) > 1
         require(
             not elastic or method.elastic,

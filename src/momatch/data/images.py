@@ -16,7 +16,12 @@ from momatch.data.captions import take_captions
 from momatch.data.rows import Rows, Shards, take
 from momatch.utils.files import fingerprint
 
-KINDS = {"pixels": "pictures", "latents": "latents", "vectors": "vectors"}  # what sentences call them
+KINDS = {
+    "pixels": "pictures",
+    "latents": "latents",
+    "vectors": "vectors",
+    "tokens": "tokens",
+}  # what sentences call them
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,9 +38,10 @@ class ImageSet:
             encoder_hidden_states.
         null_condition: the part of one sample of each condition, when nothing is asked for.
         captions: N texts, or None.
-        space: what `images` are: "pixels", "latents" or "vectors" (whatever is no picture).
+        space: what `images` are: "pixels", "latents", "vectors" (whatever is no picture) or "tokens".
         origin: of prepared data: the pipeline and the settings that they were made with; JSON types only.
         class_names: the classes in the order of their labels; empty if they have no names.
+        vocabulary: what each token stands for, see `momatch.data.tokens`; empty if that is not known.
     """
 
     images: Tensor | Rows
@@ -46,9 +52,10 @@ class ImageSet:
     conditions: Mapping[str, Tensor | Rows] = field(default_factory=dict)
     null_condition: Mapping[str, Tensor] = field(default_factory=dict)
     captions: Sequence[str] | None = None
-    space: Literal["pixels", "latents", "vectors"] = "pixels"
+    space: Literal["pixels", "latents", "vectors", "tokens"] = "pixels"
     origin: Mapping[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)

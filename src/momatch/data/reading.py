@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from momatch.utils.settings import Remedy, require, settings
 
 AtLeast0 = Annotated[int, Field(ge=0), Remedy("it must be at least 1, or left out")]
+RowLength = Annotated[int, Field(ge=2, le=4096), Remedy("use 2 to 4096")]
 
 
 @settings()
@@ -25,6 +26,8 @@ class Reading:
         anywhere: metadata may name pictures outside their folder.
         skip_unreadable: up to so many pictures that cannot be read are left out and named; 0 refuses the
             first. All are opened once before anything else is done with them.
+        row_length: tokens in a row of a text.
+        tokens: what a token of a text is: one of its "characters", or of its "bytes".
     """
 
     caption_field: str = ""
@@ -35,6 +38,8 @@ class Reading:
     max_megapixels: AtLeast0 = 0
     anywhere: bool = False
     skip_unreadable: AtLeast0 = 0
+    row_length: RowLength = 64
+    tokens: Literal["characters", "bytes"] = "characters"
 
     def __post_init__(self) -> None:
         """Labels keep their numbers, or get new ones."""

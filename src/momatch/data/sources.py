@@ -27,6 +27,7 @@ from momatch.data.records import check_labels
 from momatch.data.rows import Pixels
 from momatch.data.samples import Folder
 from momatch.data.tars import TARS, Tars, expand
+from momatch.data.tokens import is_tokens, load_tokens
 from momatch.data.vectors import is_vectors, load_vectors
 from momatch.data.zips import ZipTree
 from momatch.utils.errors import Notice
@@ -59,6 +60,7 @@ def load_data(source: str | Path, image_size: int = 0, reading: Reading = USUAL)
               of webdataset
             - a .zip of any such folder, as the tools of StyleGAN and EDM make them, read as it is
             - an .npz or .safetensors with `x` (N, …), vectors or trajectories, and conditions by name
+            - a .txt in UTF-8, cut into rows of characters or bytes, or an .npz with `tokens` (N, L)
             - a .parquet, a folder of them, or a pattern such as "data/*.parquet": a column of images, perhaps
               one of labels and one of captions
             - a folder that the datasets library wrote (`save_to_disk`)
@@ -91,6 +93,10 @@ def load_data(source: str | Path, image_size: int = 0, reading: Reading = USUAL)
                 f"image_size is {image_size}, but {source} holds vectors, no pictures; leave it out"
             )
         return load_vectors(Path(source), reading)
+    if is_tokens(Path(source)):
+        if image_size:
+            raise DataError(f"image_size is {image_size}, but {source} holds tokens, no images; leave it out")
+        return load_tokens(Path(source), reading)
     collection = open_collection(source, reading)
     if isinstance(collection, Idx):
         return _idx_split(collection, source, image_size, reading)

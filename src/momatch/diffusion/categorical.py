@@ -23,6 +23,7 @@ Source: Austin et al. 2021 (D3PM); Sahoo et al. 2024 (masked); Salimans et al. 2
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -63,6 +64,10 @@ class CategoricalProcess(Process):
         below = x.double().cumsum(-1)  # so that a u below 1 stays below the sum
         u = _uniform(x[..., 0], generator).double()[..., None] * below[..., -1:]
         return F.one_hot((below <= u).sum(-1), x.shape[-1]).to(x.dtype)
+
+    def finished(self, x: Tensor) -> Tensor:
+        """One-hot (B, …, C) → tokens (B, …) int64."""
+        return x.argmax(-1)
 
     def prior(self, like: Tensor, generator: Generator | None = None) -> Tensor:
         """z_1: all masked, or uniform."""
@@ -147,7 +152,10 @@ class CategoricalDenoiser(Denoiser):
 
     def forward(self, z: Tensor, logsnr: Tensor, cond: Cond | None = None) -> Tensor:
         """Probabilities of x: z (B, …, C) one-hot, logsnr (B,) → (B, …, C)."""
-        logits = self.network(z, logsnr, cond) / self.temperature
+        low = self.precision == "bfloat16"
+        with torch.autocast(z.device.type, torch.bfloat16) if low else nullcontext():
+            output = self.network(z, logsnr, cond)
+        logits = output.to(z.dtype) / self.temperature
         if self.kind == "mask":
             logits = torch.cat([logits[..., :-1], torch.full_like(logits[..., :1], -torch.inf)], dim=-1)
         if self.top_p < 1:

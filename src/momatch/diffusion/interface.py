@@ -29,6 +29,10 @@ class Process(Protocol):
         """A sample from what a denoiser says: its estimate x itself, or tokens from their probabilities."""
         return x
 
+    def finished(self, x: Tensor) -> Tensor:
+        """What the user of a sampler gets for its last x: x itself, or tokens as integers."""
+        return x
+
     def prior(self, like: Tensor, generator: Generator | None = None) -> Tensor:
         """Draw z_1, of like's shape, dtype and device."""
         ...

@@ -20,6 +20,7 @@ from momatch.evaluation.features import (
     PixelFeatures,
 )
 from momatch.evaluation.retrieval import CaptionRetrieval
+from momatch.evaluation.tokens import BigramFeatures
 from momatch.evaluation.vectors import FlatFeatures
 from momatch.interop.autoencoder import Decoder
 from momatch.networks.classifier import Classifier as ClassifierNetwork
@@ -54,6 +55,8 @@ def pixel_features(data: ImageSet, decoder: Decoder | None = None) -> FeatureExt
     """Pixels, or latents, under a name that says so, and says if they are averaged or decoded."""
     if data.space == "vectors":
         return FlatFeatures()
+    if data.space == "tokens":
+        return BigramFeatures()
     size, what = 8, data.space
     shape = data.images.shape
     if decoder is not None:

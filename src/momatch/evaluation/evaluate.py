@@ -20,6 +20,8 @@ from momatch.data.rows import Rows, sample_of, spread, take
 from momatch.evaluation import builtin
 from momatch.evaluation.conditions import fixed_cond, fixed_rows
 from momatch.evaluation.metrics import EvaluationResult, Reference
+from momatch.evaluation.tokens import integers, listed
+from momatch.evaluation.tokens import measure as measure_tokens
 from momatch.evaluation.vectors import measure as measure_vectors
 from momatch.interop.autoencoder import Decoder, decoder_of, to_pictures
 from momatch.models.model import Model
@@ -117,6 +119,10 @@ class Judge:
         images, labels = data.heldout.images, data.heldout.labels
         if self._retrieves:  # a picture's label is the place of its caption
             labels = torch.arange(len(data.heldout))
+        training = data.train.images
+        tokens = data.heldout.space == "tokens"
+        if tokens:
+            images, training = integers(data.heldout), integers(data.train)
         most = MOST_DECODED if decoder else MOST_REFERENCE
         if isinstance(images, Rows) and len(images) > most:
             kept = spread(len(images), most)
@@ -125,7 +131,7 @@ class Judge:
             (images, labels),
             extractors,
             classifier,
-            sample_of(data.train.images, max_rows=None if isinstance(data.train.images, Tensor) else most),
+            None if tokens else sample_of(training, max_rows=None if isinstance(training, Tensor) else most),
             name=data.heldout.name,
             seed=seed,
             resamples=resamples,
@@ -150,7 +156,7 @@ class Judge:
         if self._retrieves:
             labels = fixed_rows(self.data.heldout, num_samples) if model.cond_shapes else None
         seconds = 0.0
-        vectors = self.data.heldout.space == "vectors"
+        space = self.data.heldout.space
         kept: list[Tensor] = []
 
         def samples() -> Iterator[Pair]:
@@ -165,19 +171,24 @@ class Judge:
                 seconds += time.monotonic() - start
                 if chunk is None:
                     return
-                if vectors:
+                if space in ("vectors", "tokens"):
                     kept.append(chunk)
                 yield chunk, None if labels is None else labels[done : done + len(chunk)]
                 done += len(chunk)
 
         result = self._reference.measure(watch(samples()))
-        if vectors:
-            more = measure_vectors(torch.cat(kept), cond, self.data, self.seed)
+        if kept:
+            made = torch.cat(kept)
+            more = (
+                measure_tokens(made, self.data, self.seed)
+                if space == "tokens"
+                else measure_vectors(made, cond, self.data, self.seed)
+            )
             result = EvaluationResult([*result.measurements, *more])
         return Row(name, steps, num_samples / seconds, result)
 
     def draw(self, path: Path, model: Model, steps: int) -> None:
-        """Write a picture of a few samples.
+        """Write a picture of a few samples; of tokens a text.
 
         They are drawn anew, not taken from those that were measured: their noise is that of `momatch sample`
         with this seed, which looks at the model as a user would.
@@ -187,6 +198,9 @@ class Judge:
         path.parent.mkdir(exist_ok=True)
         cond = fixed_cond(model, self.data.heldout, GRID_SAMPLES)
         samples = model.sample(GRID_SAMPLES, steps, cond, self.seed, batch_size=self.batch_size).cpu()
+        if model.of_tokens:
+            path.with_suffix(".txt").write_text(listed(model.texts(samples[:GRID_COLUMNS])), encoding="utf-8")
+            return
         if self.data.heldout.space == "vectors":
             vector_plot(samples, sample_of(self.data.heldout.images, max_rows=GRID_SAMPLES)).savefig(path)
             return

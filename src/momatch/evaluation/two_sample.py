@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from momatch.networks.classifier import Classifier
+from momatch.networks.classifier import Classifier, TokenClassifier
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,40 @@ def classifier_two_sample_test(
     train, test = (
         torch.cat([side[part].clamp(-1, 1) for side in chosen]) for part in (slice(n), slice(n, 2 * n))
     )
-    labels = torch.arange(2).repeat_interleave(n)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Classifier(train.shape[1], 2, width, dropout=0.0)
+    return _learned(network, train, test, rng, epochs, batch_size)
+
+
+def token_two_sample_test(
+    generated: Tensor, real: Tensor, seed: int = 0, epochs: int = 6, batch_size: int = 64
+) -> TwoSampleTest:
+    """The same of rows of tokens.
+
+    Args:
+        generated: (N, L) int64.
+        real: (M, L) rows that the model was not trained on; min(N, M) of each side are used, 2 or more.
+        seed: of the network, the halves and the order.
+        epochs: over the training half.
+        batch_size: of each step.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    n = min(len(generated), len(real)) // 2
+    chosen = [side[torch.randperm(len(side), generator=rng)[: 2 * n]] for side in (generated, real)]
+    train, test = (torch.cat([side[part] for side in chosen]) for part in (slice(n), slice(n, 2 * n)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = TokenClassifier(int(max(train.max(), test.max())) + 1, 2)
+    return _learned(network, train, test, rng, epochs, batch_size)
+
+
+def _learned(
+    network: nn.Module, train: Tensor, test: Tensor, rng: torch.Generator, epochs: int, batch_size: int
+) -> TwoSampleTest:
+    """Train on one set and count on the other; of both the first half is generated."""
+    n = len(train) // 2
+    labels = torch.arange(2).repeat_interleave(n)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     for _ in range(epochs):
         for rows in torch.randperm(2 * n, generator=rng).split(batch_size):

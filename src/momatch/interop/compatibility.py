@@ -9,12 +9,23 @@ from pathlib import Path
 
 from torch import Tensor
 
-from momatch.data.images import KINDS, ImageSet
+from momatch.data.images import KINDS, ImageSet, Split
+from momatch.data.tokens import with_mask
+from momatch.diffusion.categorical import CategoricalProcess
 from momatch.interop.pipelines import encoders_fingerprint
 from momatch.models.model import Model
+from momatch.networks.configs import TokenTransformerConfig
 from momatch.utils.errors import ConfigError
 
 REMEDY = "choose a teacher (--teacher) and data (--data) that fit each other"
+
+
+def in_space_of(model: Model, data: Split) -> Split:
+    """The data as the model's process takes them: tokens, of masked diffusion, with room for the mask."""
+    if not isinstance(model.process, CategoricalProcess) or data.train.space != "tokens":
+        return data
+    kind = model.process.kind
+    return Split(with_mask(data.train, kind), with_mask(data.heldout, kind))
 
 
 def check_fit(model: Model, images: ImageSet) -> None:
@@ -26,6 +37,8 @@ def check_fit(model: Model, images: ImageSet) -> None:
     """
     what = KINDS[images.space]
     shape = tuple(images.images.shape[1:])
+    if images.space == "tokens":
+        shape = _check_tokens(model, images)
     if shape != model.sample_shape:
         raise ConfigError(
             f"the data ({images.name}) are {what} of shape {shape}, the model makes "
@@ -47,8 +60,33 @@ def check_fit(model: Model, images: ImageSet) -> None:
             _check_condition(model, images, name, wanted)  # a number is a default, a guidance strength say
 
 
+def _check_tokens(model: Model, images: ImageSet) -> tuple[int, ...]:
+    """Refuse other tokens than the model's; returns the shape of a row.
+
+    Raises:
+        ConfigError: if their number, or what they stand for, differs.
+    """
+    length, size = images.images.shape[1:]
+    if isinstance(model.network, TokenTransformerConfig):
+        known = model.provenance.vocabulary
+        other = sorted({*images.vocabulary} ^ {*known}) or ["in another order"]
+        if known and images.vocabulary != known:
+            raise ConfigError(
+                f"the data ({images.name}) have other tokens than those that the model was trained on, "
+                f"{other[0]!r} for one; {REMEDY}"
+            )
+        if size != model.network.num_tokens:
+            raise ConfigError(
+                f"the data ({images.name}) have {size} kinds of token, the model {model.network.num_tokens}; "
+                f"{REMEDY}"
+            )
+    return (length,)
+
+
 def _shape_remedy(images: ImageSet, wanted: tuple[int, ...]) -> str:
     """Another side, where that is all that differs."""
+    if images.space == "tokens" and len(wanted) == 1:
+        return f"cut them by --row-length {wanted[0]}"
     found = tuple(images.images.shape[1:])
     if images.space != "pixels" or found[0] != wanted[0] or len({*wanted[1:]}) > 1:
         return REMEDY

@@ -220,6 +220,8 @@ class MethodConfig:
         sampler: how its students are sampled; see `momatch.diffusion.sampling.ETAS`.
         whole_batch: whether a step must see its whole minibatch at once, which then cannot be cut into parts.
         draws_posterior: whether a setting "posterior" means anything to it.
+        of_tokens: whether it is for teachers that make tokens, and for no others.
+        most_steps: of its students.
         full_rollouts: samples in all k steps of the student that a step makes first, for each minibatch.
     """
 
@@ -236,6 +238,8 @@ class MethodConfig:
     whole_batch: ClassVar[bool] = False
     draws_posterior: ClassVar[bool] = True
     full_rollouts: ClassVar[int] = 0
+    of_tokens: ClassVar[bool] = False
+    most_steps: ClassVar[int] = 16
 
     def forward_units(self, guided: bool) -> int:
         """Cost of a step in forward passes of one network on one minibatch; a backward pass counts as two.
@@ -264,6 +268,11 @@ class MethodConfig:
     def bounds(self) -> Mapping[str, tuple[float, str]]:
         """Logged metrics above which there is an alarm, each with the bound, and what to do about it."""
         return {}
+
+    @property
+    def student_noise(self) -> int:
+        """Numbers of noise that the student's network is given at each position, beside z."""
+        return 0
 
     @property
     def learning_at_once(self) -> int:

@@ -20,20 +20,30 @@ Source: Salimans et al. 2026, arXiv 2603.20155.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from momatch.diffusion.categorical import CategoricalProcess, log_probabilities, with_noise
+from momatch.diffusion.categorical import (
+    CategoricalDenoiser,
+    CategoricalProcess,
+    log_probabilities,
+    with_noise,
+)
 from momatch.diffusion.denoiser import Denoiser
 from momatch.diffusion.interface import DenoiserFunction
 from momatch.diffusion.schedules import NoiseSchedule
-from momatch.methods.base import Batch, Method, Update, per_sample
+from momatch.methods.base import Batch, Method, MethodConfig, Update, per_sample
+from momatch.methods.context import Context
 from momatch.methods.transition import Transition
 from momatch.methods.weighting import TimeDensity, Weighting, flat, power
+from momatch.utils.errors import ConfigError
 from momatch.utils.seeding import Generator
+from momatch.utils.settings import Remedy, settings
 
 
 class DiscreteDenoising(Method):
@@ -163,3 +173,79 @@ class DiscreteMatching(Method):
     def frozen(self) -> Mapping[str, nn.Module]:
         """{"teacher": θ}."""
         return {"teacher": self.teacher}
+
+
+@settings("method")
+class DiscreteConfig(MethodConfig):
+    """D-MMD: Algorithm 2 for tokens, with the cross entropy in place of the square.
+
+    Attributes:
+        update: "alternating", or "joint" (both networks from one draw, 0.7 of the cost).
+        target: of the auxiliary: the "hard" token that was drawn, or, of masked diffusion alone, the
+            student's "soft" vector.
+        loss: "cross_entropy", or "square", which is Algorithm 2 on one-hot vectors.
+        temperature: the teacher's logits are divided by it; below 1 it is surer, in the place of guidance.
+        top_p: the teacher's logits outside the likeliest tokens that have this probability together are
+            lowered by 2; 1 lowers none.
+        noise_dim: numbers of noise that the student is given at each position. Masked diffusion needs some:
+            its z_1 is always the same.
+    """
+
+    name: ClassVar[str] = "discrete"
+    learning: ClassVar[tuple[str, ...]] = ("student", "auxiliary")
+    headline: ClassVar[str] = "gap"
+    label: ClassVar[str] = "gap KL(x_teacher ‖ x_auxiliary)"
+    caption: ClassVar[str] = (
+        "How far the auxiliary model, which follows the student, is from the teacher (nats)."
+    )
+    of_tokens: ClassVar[bool] = True
+    most_steps: ClassVar[int] = 64  # as models/request.py allows
+
+    update: Literal["alternating", "joint"] = "alternating"
+    target: Literal["hard", "soft"] = "hard"
+    loss: Literal["cross_entropy", "square"] = "cross_entropy"
+    temperature: Annotated[float, Field(gt=0), Remedy("it must be above 0; 1 changes nothing")] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1), Remedy("it must lie in (0, 1]; 1 changes nothing")] = 1.0
+    noise_dim: Annotated[int, Field(ge=0, le=4096), Remedy("use 0 (none) to 4096")] = 16
+
+    def forward_units(self, guided: bool) -> int:
+        """As Algorithm 2."""
+        return 7 if self.update == "joint" else 5
+
+    @property
+    def title(self) -> str:
+        """As in its paper."""
+        return f"{self.update} (D-MMD)"
+
+    @property
+    def student_noise(self) -> int:
+        """As set."""
+        return self.noise_dim
+
+    @property
+    def learning_at_once(self) -> int:
+        """Both networks, if they learn from one draw."""
+        return 2 if self.update == "joint" else 1
+
+    def build(self, context: Context) -> DiscreteMatching:
+        """φ is another copy of the teacher.
+
+        Raises:
+            ConfigError: if the target is soft and the teacher's process uniform.
+        """
+        teacher = copy.copy(context.teacher)  # the same weights
+        assert isinstance(teacher, CategoricalDenoiser)
+        if self.target == "soft" and teacher.kind != "mask":
+            raise ConfigError("method.target is 'soft', and the teacher's process uniform; use hard")
+        teacher.temperature, teacher.top_p = self.temperature, self.top_p
+        return DiscreteMatching(
+            teacher,
+            context.student,
+            context.auxiliary(True),
+            context.transition,
+            context.weighting,
+            self.update,
+            self.target,
+            self.loss,
+            self.noise_dim,
+        )

@@ -21,10 +21,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from momatch.data.tokens import decode
 from momatch.diffusion import conventions, process, schedules
+from momatch.diffusion.categorical import CategoricalDenoiser, CategoricalProcess, with_noise
 from momatch.diffusion.denoiser import Cond, Denoiser
-from momatch.diffusion.interface import DenoiserFunction
+from momatch.diffusion.interface import DenoiserFunction, Process
 from momatch.diffusion.precision import tf32
+from momatch.diffusion.process import GAUSSIAN
 from momatch.diffusion.sampling import ETAS, SamplerName, ancestral, in_batches
 from momatch.diffusion.schedules import NoiseSchedule
 from momatch.diffusion.solvers import SOLVERS, SolverName, solve
@@ -33,6 +36,7 @@ from momatch.models import provenance
 from momatch.models.provenance import UNKNOWN, Provenance
 from momatch.models.request import CHUNK, check_request
 from momatch.networks import registry
+from momatch.networks.configs import TokenTransformerConfig
 from momatch.networks.lora import AdaptedNetwork
 from momatch.utils.errors import UsageError
 from momatch.utils.files import (
@@ -63,7 +67,7 @@ class Model:
         denoiser: the network and its prediction type.
         network: the network's shape, one of `momatch.networks.configs`.
         schedule: λ(t) to sample with.
-        sample_shape: shape of one sample, e.g. (1, 8, 8).
+        sample_shape: shape of one sample, e.g. (1, 8, 8); of tokens (L,).
         steps: network calls that `sample` makes unless told otherwise; of an elastic student its most.
         num_classes: labels it can be asked for; 0 if it takes none.
         provenance: where it came from; may be given as a dictionary, as in model.json's "info".
@@ -73,6 +77,7 @@ class Model:
         sampler: its steps unless told otherwise: "ancestral", Algorithm 1; or what another algorithm made it
             for, "ddim" or "renoise" (see `momatch.diffusion.sampling.ETAS`); or a solver of
             `momatch.diffusion.solvers`.
+        process: the noising process: Gaussian, or masked or uniform of a model of tokens.
     """
 
     denoiser: Denoiser
@@ -85,6 +90,7 @@ class Model:
     folder: Path | None = None
     cond_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sampler: SamplerName | SolverName = "ancestral"
+    process: Process = GAUSSIAN
 
     def __init__(
         self,
@@ -98,6 +104,7 @@ class Model:
         folder: Path | None = None,
         cond_shapes: dict[str, tuple[int, ...]] | None = None,
         sampler: SamplerName | SolverName = "ancestral",
+        process: Process = GAUSSIAN,
         *,
         info: Mapping[str, Any] | None = None,
     ):
@@ -119,6 +126,7 @@ class Model:
             "folder": folder,
             "cond_shapes": {} if cond_shapes is None else cond_shapes,
             "sampler": sampler,
+            "process": process,
         }
         for name, value in known.items():
             object.__setattr__(self, name, value)
@@ -150,6 +158,15 @@ class Model:
         """One line instead of all weights."""
         size = sum(p.numel() for p in self.denoiser.parameters())
         return f"{type(self).__name__}({size:,} parameters, shape {self.sample_shape}, {self.steps} steps)"
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether its samples are rows of tokens."""
+        return isinstance(self.process, CategoricalProcess)
+
+    def texts(self, tokens: Tensor) -> list[str]:
+        """Samples of a model of tokens (n, L) as texts; as numbers, where it was trained on such."""
+        return decode(tokens, self.provenance.vocabulary)
 
     @property
     def device(self) -> torch.device:
@@ -195,6 +212,7 @@ class Model:
 
         Returns:
             (n, *sample_shape) float32, on the model's device; pictures live in [−1, 1] but are not clipped.
+            Of tokens (n, L) int64; `texts` decodes them.
 
         Raises:
             UsageError: if n, steps, a label, eta or batch_size is out of range.
@@ -220,7 +238,8 @@ class Model:
             for first in range(0, n, CHUNK):
                 count = min(CHUNK, n - first)
                 generator = torch.Generator(device).manual_seed(int(seed) * 1_000_003 + first // CHUNK)
-                noise = torch.randn((CHUNK, *self.sample_shape), generator=generator, device=device)[:count]
+                like = torch.empty((CHUNK, *self._noise_shape), device=device)
+                noise = self.process.prior(like, generator)[:count]
                 chunk_cond = (
                     {k: v[first : first + count].to(device) for k, v in cond.items()} if cond else None
                 )
@@ -244,11 +263,20 @@ class Model:
         eta: float | None,
     ) -> Tensor:
         """Samples from noise, by the model's own sampler if no stochasticity is given."""
+        if size := registry.noise_dim(self.network):
+            denoiser = with_noise(denoiser, size, generator)
         with tf32(self.denoiser.unwrapped.precision == "tf32"):
             if eta is None and self.sampler in SOLVERS:
                 return solve(self.sampler, denoiser, noise, steps, self.schedule, cond)
             eta = ETAS[self.sampler] if eta is None else eta
-            return ancestral(denoiser, noise, steps, self.schedule, cond, generator, eta)
+            x = ancestral(denoiser, noise, steps, self.schedule, cond, generator, eta, self.process)
+            return self.process.finished(x)
+
+    @property
+    def _noise_shape(self) -> tuple[int, ...]:
+        """Of one z: a sample's, tokens one-hot."""
+        kinds = (self.network.num_tokens,) if isinstance(self.network, TokenTransformerConfig) else ()
+        return (*self.sample_shape, *kinds)
 
     @property
     def _is_told_steps(self) -> bool:
@@ -300,6 +328,7 @@ class Model:
             "sample_shape": list(self.sample_shape),
             "steps": self.steps,
             **({} if self.sampler == "ancestral" else {"sampler": self.sampler}),
+            **({"process": self.process.kind} if isinstance(self.process, CategoricalProcess) else {}),
             "num_classes": self.num_classes,
             "cond_shapes": {k: list(v) for k, v in self.cond_shapes.items()},
             "info": self.info,
@@ -372,14 +401,22 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
     nulls = description.get("null_values", {"label": num_classes} if num_classes else {})
     if (directory / NULL_CONDITION).is_file():
         nulls = {**nulls, **read_tensors(directory / NULL_CONDITION)[0]}
-    denoiser = Denoiser(
-        network,
-        description["prediction"],
-        nulls,
-        conventions.build(**description.get("time", {"name": "logsnr"})),
-        float(description.get("sigma_data", process.SIGMA_DATA)),
-        description.get("clip"),
-    )
+    kind_of_process = description.get("process")
+    if (kind_of_process is None) == isinstance(config, TokenTransformerConfig):
+        raise ValueError(f"its network and its process, {kind_of_process!r}, do not fit each other")
+    if kind_of_process is not None:
+        noising: Process = CategoricalProcess(kind_of_process)
+        denoiser: Denoiser = CategoricalDenoiser(network, kind_of_process, nulls)
+    else:
+        noising = GAUSSIAN
+        denoiser = Denoiser(
+            network,
+            description["prediction"],
+            nulls,
+            conventions.build(**description.get("time", {"name": "logsnr"})),
+            float(description.get("sigma_data", process.SIGMA_DATA)),
+            description.get("clip"),
+        )
     sampler = description.get("sampler", "ancestral")
     if sampler not in (*ETAS, *SOLVERS):
         raise ValueError(f"unknown sampler {sampler!r}")
@@ -396,4 +433,5 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
         sampler=sampler,
         provenance=known,
         folder=directory,
+        process=noising,
     )

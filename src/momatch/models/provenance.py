@@ -42,6 +42,7 @@ class Provenance:
         text_encoder: name of a text encoder that momatch knows.
         latent: whether its samples are latents of an autoencoder.
         class_names: of its labels, in order; empty if they have none.
+        vocabulary: what each of its tokens stands for, see `momatch.data.tokens`; empty if it makes none.
     """
 
     role: Role | None = None
@@ -54,6 +55,7 @@ class Provenance:
     text_encoder: str | None = None
     latent: bool = False
     class_names: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ()
 
     @property
     def encoder(self) -> str | None:
@@ -64,7 +66,7 @@ class Provenance:
         """What is known, in JSON types; a copy, so that changing it leaves the record as it is."""
         found: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
         found |= {"config": deepcopy(dict(self.config)), "inputs": self.inputs.to_json()}
-        found["class_names"] = list(self.class_names)
+        found |= {"class_names": list(self.class_names), "vocabulary": list(self.vocabulary)}
         found["vae"] = found.pop("latent")  # the entry's first name; earlier versions look for no other
         return {name: value for name, value in found.items() if value}
 
@@ -87,10 +89,11 @@ def from_json(given: Mapping[str, Any]) -> Provenance:
         if not isinstance(value, kinds):
             raise ValueError(f"info.{name} is {value!r}, neither true nor false")
     known["latent"] = bool(latent or vae)
-    names = known.get("class_names", ())
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"info.class_names is {names!r}, not a list of texts")
-    known["class_names"] = tuple(names)
+    for name in ("class_names", "vocabulary"):
+        texts = known.get(name, ())
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"info.{name} is {texts!r}, not a list of texts")
+        known[name] = tuple(texts)
     inputs, config, role = known.pop("inputs", {}), deepcopy(known.get("config", {})), known.get("role")
     for name, value in (("inputs", inputs), ("config", config)):
         if not isinstance(value, Mapping):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from momatch.models.model import Model
 
 MAX_STUDENT_STEPS = 16
+MAX_TOKEN_STEPS = 64  # of a student that makes tokens
 MAX_SEED = 2**32  # torch's generator on the CPU looks at no more bits
 CHUNK = 256  # samples made at a time; part of what a seed means, since noise is drawn chunk by chunk
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -48,15 +49,18 @@ def check_request(
         raise UsageError(f"the batch size of sampling must lie in 1 … {CHUNK}, got {batch_size}")
     if steps < 1:
         raise UsageError(f"steps must be at least 1, got {steps}")
-    if model.is_student and steps > MAX_STUDENT_STEPS:
+    most = MAX_TOKEN_STEPS if model.of_tokens else MAX_STUDENT_STEPS
+    if model.is_student and steps > most:
         raise UsageError(
-            f"steps must be 1 to {MAX_STUDENT_STEPS} for a student, got {steps}; "
+            f"steps must be 1 to {most} for a student, got {steps}; "
             f"this one was trained for {counts_of(model.step_counts, 'step')}"
         )
     if eta is not None and not (isinstance(eta, Real) and (0 <= float(eta) <= 1 or eta == math.inf)):
         raise UsageError(
             f"eta is {shown(eta)}; give a number from 0 (DDIM) to 1 (ancestral), or infinity (all noise anew)"
         )
+    if eta is not None and eta != 1 and model.of_tokens:
+        raise UsageError(f"eta is {shown(eta)}, but tokens are sampled in one way alone; leave it out")
     _check_cond(model, n, cond)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,3 +51,25 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [−1, 1] → (B, num_classes) logits."""
         return self.logits(self.dropout(self.features(images)))
+
+
+class TokenClassifier(nn.Module):
+    """Rows of tokens to logits: two convolutions, then mean and maximum over the row.
+
+    Args:
+        num_tokens: kinds of token.
+        num_classes: number of classes.
+        width: channels.
+    """
+
+    def __init__(self, num_tokens: int, num_classes: int, width: int = 48):
+        super().__init__()
+        self.tokens = nn.Embedding(num_tokens, width)
+        self.conv1 = nn.Conv1d(width, width, 5, padding=2)
+        self.conv2 = nn.Conv1d(width, width, 5, padding=2)
+        self.logits = nn.Linear(2 * width, num_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, L) int64 → (B, num_classes)."""
+        h = F.relu(self.conv2(F.relu(self.conv1(self.tokens(tokens).transpose(1, 2)))))
+        return self.logits(torch.cat([h.mean(-1), h.amax(-1)], dim=1))

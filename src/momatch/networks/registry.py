@@ -29,7 +29,8 @@ from momatch.networks.uvit import UViT
 from momatch.utils.errors import ConfigError
 from momatch.utils.settings import require, sentence, shown
 
-TrainableConfig = UNetConfig | UViTConfig | MLPConfig  # those that `momatch train-teacher` trains
+# Those that `momatch train-teacher` trains.
+TrainableConfig = UNetConfig | UViTConfig | MLPConfig | TokenTransformerConfig
 _OWN = UNetConfig, UViTConfig, MLPConfig, TokenTransformerConfig
 NetworkConfig = UNetConfig | UViTConfig | MLPConfig | TokenTransformerConfig | DiffusersConfig | CustomConfig
 
@@ -54,7 +55,7 @@ def build(config: NetworkConfig) -> nn.Module:
 
 def divisor(config: TrainableConfig) -> int:
     """By what the sides of a picture must be divisible."""
-    if isinstance(config, MLPConfig):
+    if isinstance(config, MLPConfig | TokenTransformerConfig):
         return 1
     if isinstance(config, UViTConfig):
         return config.patch_size * 2 ** len(config.channels)
@@ -84,6 +85,11 @@ def with_step_counts(config: NetworkConfig, counts: tuple[int, ...]) -> NetworkC
     """The same shape, told the number of steps; None if it has no place for that."""
     known = isinstance(config, UNetConfig | UViTConfig | MLPConfig | TokenTransformerConfig)
     return replace(config, step_counts=counts) if known else None
+
+
+def noise_dim(config: NetworkConfig) -> int:
+    """Numbers of noise that a network of this shape is given at each position, beside z."""
+    return getattr(config, "noise_dim", 0)
 
 
 def to_json(config: NetworkConfig) -> dict[str, Any]:
@@ -153,6 +159,8 @@ def check_fit(config: NetworkConfig, weights: Mapping[str, Tensor], sample: tupl
         sides = divisor(config)
         if len(sample) != 3 or sample[0] != config.image_channels or any(s % sides for s in sample[1:]):
             raise ValueError(f"its network makes no samples of shape {sample}")
+    if isinstance(config, TokenTransformerConfig) and sample != (config.length,):
+        raise ValueError(f"its network makes no samples of shape {sample}")
     if isinstance(config, MLPConfig) and math.prod(sample) != config.dim:
         raise ValueError(f"its network makes no samples of shape {sample}")
 
@@ -185,24 +193,27 @@ def checked(config: TrainableConfig) -> TrainableConfig:
             require(value >= 1, f"network.{key}", value, "use 1 or more")
         dim = config.embedding_dim
         require(dim >= 2 and dim % 2 == 0, "network.embedding_dim", dim, "use an even number, 2 or more")
+    elif isinstance(config, TokenTransformerConfig):
+        _check_transformer(config)
+        _check_common(config)
+        given = config.noise_dim
+        require(
+            not given, "network.noise_dim", given, "leave it out: it is for students (--method.noise-dim)"
+        )
     else:
         _check_shape(config)
     return config
 
 
 def _check_shape(network: UNetConfig | UViTConfig) -> None:
-    widths, dim = network.channels, network.embedding_dim
+    widths = network.channels
     fits = all(w > 0 and w % 8 == 0 for w in widths)
     require(fits, "network.channels", widths, "use multiples of 8")
-    require(dim >= 2 and dim % 2 == 0, "network.embedding_dim", dim, "use an even number, 2 or more")
+    _check_common(network)
     blocks = network.blocks_per_level
     require(blocks >= 1, "network.blocks_per_level", blocks, "use 1 or more")
-    require(0 <= network.dropout < 1, "network.dropout", network.dropout, "it must lie in [0, 1)")
     if isinstance(network, UViTConfig):
-        width = network.width
-        fits = width > 0 and width % (64 if width > 64 else 4) == 0
-        require(fits, "network.width", width, "use a multiple of 4, of 64 if above 64")
-        require(network.depth >= 1, "network.depth", network.depth, "use 1 or more")
+        _check_transformer(network)
         require(network.patch_size >= 1, "network.patch_size", network.patch_size, "use 1 or more")
         return
     require(bool(widths), "network.channels", widths, "name one width at least")
@@ -211,3 +222,16 @@ def _check_shape(network: UNetConfig | UViTConfig) -> None:
     require(fits, "network.attention_levels", levels, f"use levels 0 to {len(widths) - 1}")
     fits = all(widths[level] < 64 or widths[level] % 32 == 0 for level in levels)
     require(fits, "network.channels", widths, "levels with attention need multiples of 32")
+
+
+def _check_common(network: UNetConfig | UViTConfig | TokenTransformerConfig) -> None:
+    dim = network.embedding_dim
+    require(dim >= 2 and dim % 2 == 0, "network.embedding_dim", dim, "use an even number, 2 or more")
+    require(0 <= network.dropout < 1, "network.dropout", network.dropout, "it must lie in [0, 1)")
+
+
+def _check_transformer(network: UViTConfig | TokenTransformerConfig) -> None:
+    width = network.width
+    fits = width > 0 and width % (64 if width > 64 else 4) == 0
+    require(fits, "network.width", width, "use a multiple of 4, of 64 if above 64")
+    require(network.depth >= 1, "network.depth", network.depth, "use 1 or more")

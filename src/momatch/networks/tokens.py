@@ -1,4 +1,8 @@
-"""A small transformer for rows of tokens, conditioned on the noise level."""
+"""A small transformer for rows of tokens, conditioned on the noise level.
+
+Before each block every token is given some of its neighbours, by a convolution of its own for each channel.
+Without it a small network stays for thousands of steps at what single tokens say (docs/decisions.md).
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,32 @@ from torch import Tensor, nn
 
 from momatch.networks.configs import TokenTransformerConfig
 from momatch.networks.embedding import Conditioning, zero_init
-from momatch.networks.uvit import TransformerBlock
+from momatch.networks.uvit import TransformerBlock, positions
+
+REACH = 5  # tokens, itself in the middle
 
 
 class TokenTransformer(nn.Module):
-    """(z, logsnr, cond) → logits of z's shape. The output layer starts at zero: all tokens alike."""
+    """(z, logsnr, cond) → logits of z's shape. The output layer starts at zero: all tokens alike.
+
+    So does that of a source of noise: a student that is given one begins as its teacher.
+    """
 
     def __init__(self, config: TokenTransformerConfig):
         super().__init__()
         self.config = config
         self.conditioning = Conditioning(config.embedding_dim, config.num_classes, config.step_counts)
         self.tokens = nn.Linear(config.num_tokens, config.width, bias=False)
-        self.positions = nn.Parameter(0.02 * torch.randn(config.length, config.width))
-        self.noise = nn.Linear(config.noise_dim, config.width, bias=False) if config.noise_dim else None
+        self.positions = nn.Parameter(positions(config.length, 1, config.width, torch.zeros(())))
+        self.noise = (
+            zero_init(nn.Linear(config.noise_dim, config.width, bias=False)) if config.noise_dim else None
+        )
         self.blocks = nn.ModuleList(
             TransformerBlock(config.width, config.embedding_dim, config.dropout) for _ in range(config.depth)
+        )
+        self.neighbours = nn.ModuleList(
+            nn.Conv1d(config.width, config.width, REACH, padding=REACH // 2, groups=config.width)
+            for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width)
         self.logits = zero_init(nn.Linear(config.width, config.num_tokens))
@@ -40,6 +55,6 @@ class TokenTransformer(nn.Module):
         if self.noise is not None and cond is not None and "noise" in cond:
             h = h + self.noise(cond["noise"])
         embedding = self.conditioning(logsnr, cond)
-        for block in self.blocks:
-            h = block(h, embedding)
+        for neighbours, block in zip(self.neighbours, self.blocks, strict=True):
+            h = block(h + neighbours(h.transpose(1, 2)).transpose(1, 2), embedding)
         return self.logits(self.norm(h))

@@ -19,7 +19,11 @@ from momatch.config.schema import AdapterConfig, DistillConfig, TeacherConfig, T
 from momatch.data.emoji import MASK, TOKENS
 from momatch.data.images import KINDS, ImageSet, Split, stratified_split
 from momatch.data.rows import Rows
+from momatch.data.tokens import with_mask
+from momatch.diffusion.categorical import CategoricalDenoiser, CategoricalProcess
 from momatch.diffusion.denoiser import Denoiser
+from momatch.diffusion.interface import Process
+from momatch.diffusion.process import GAUSSIAN
 from momatch.diffusion.schedules import NoiseSchedule
 from momatch.evaluation.rewards import reward_function
 from momatch.interop import compatibility as fit
@@ -29,13 +33,14 @@ from momatch.methods.average import Averaged
 from momatch.methods.base import Method
 from momatch.methods.context import Context
 from momatch.methods.denoising import Denoising
+from momatch.methods.discrete import DiscreteDenoising
 from momatch.methods.instant import estimate_second_moments
 from momatch.methods.transition import Transition
 from momatch.methods.warm_start import WarmStart
 from momatch.models.model import SECOND_MOMENTS, Model, Student
 from momatch.models.provenance import Inputs, Provenance
 from momatch.networks import registry
-from momatch.networks.configs import MLPConfig, UViTConfig
+from momatch.networks.configs import MLPConfig, TokenTransformerConfig, UViTConfig
 from momatch.networks.lora import AdaptedNetwork, share
 from momatch.training import distributed, sharding
 from momatch.training.batches import Batches, image_batches
@@ -59,7 +64,9 @@ def distillation(
         UsageError: if there is no such device.
     """
     _check_types(teacher, data, config)
+    data = fit.in_space_of(teacher, data)
     fit.check_fit(teacher, data.train)
+    _check_method(teacher, config)
     teacher = fit.with_null_condition(teacher.to(devices.resolve(config.device)), data.train.null_condition)
     teacher = replace(teacher, denoiser=teacher.denoiser.in_precision(config.precision))
     if config.guidance.scale:
@@ -98,6 +105,7 @@ def distillation(
         text_encoder=text_encoder,
         latent=teacher.provenance.latent,
         class_names=tuple(data.train.class_names),
+        vocabulary=teacher.provenance.vocabulary,
     )
     if sharded:
         sharding.shard(method)
@@ -111,6 +119,7 @@ def distillation(
         origin,
         cond_shapes=teacher.cond_shapes,
         sampler=config.method.sampler,
+        process=teacher.process,
     )
     batches = _shared_batches(images, teacher, config.train, config.method.minibatches)
     return Run(config, method, batches, model, images, path, reference, Best(path), inputs)
@@ -126,6 +135,29 @@ def _check_types(teacher: object, data: object, config: object) -> None:
         kind = type(config).__name__
         raise ConfigError(
             f"config is a {kind}; give a DistillConfig, as momatch.recipe('digits-8') returns it"
+        )
+
+
+def _check_method(teacher: Model, config: DistillConfig) -> None:
+    """Tokens have a method of their own, which knows neither guidance nor adapters."""
+    name = config.method.name
+    if teacher.of_tokens != config.method.of_tokens:
+        makes, right = ("tokens", "discrete") if teacher.of_tokens else ("no tokens", "alternating")
+        raise ConfigError(f"method is {name}, and the teacher makes {makes}; use --method {right}")
+    if not teacher.of_tokens:
+        return
+    for key, value in (
+        ("guidance.scale", config.guidance.scale),
+        ("guidance.clip", "" if config.guidance.clip == "none" else config.guidance.clip),
+        ("adapter.rank", config.adapter.rank),
+        ("warm_start_steps", config.warm_start_steps),
+    ):
+        if value:
+            remedy = "; a teacher is made surer by --method.temperature" if "guidance" in key else ""
+            raise ConfigError(f"{key} is {value}, which tokens have not: leave it out{remedy}")
+    if registry.noise_dim(teacher.network):
+        raise ConfigError(
+            f"teacher {config.teacher} is a student that is given noise; take the teacher it had"
         )
 
 
@@ -150,7 +182,7 @@ def teacher_of(config: DistillConfig) -> Model:
 def _student(teacher: Model, config: DistillConfig) -> tuple[Denoiser, registry.NetworkConfig]:
     """η as the config says, and its network's shape."""
     if not config.adapter.rank:
-        return _learner(teacher, config, config.student_dropout)
+        return _learner(teacher, config, config.student_dropout, noise=config.method.student_noise)
     denoiser, shape = _learner(teacher, config, config.student_dropout, shared=True)
     return _with_adapter(denoiser, config.adapter, config.train.seed, "student"), shape
 
@@ -173,20 +205,26 @@ def _with_adapter(denoiser: Denoiser, adapter: AdapterConfig, seed: int, role: s
 
 
 def _learner(
-    teacher: Model, config: DistillConfig, dropout: float, shared: bool = False, told: bool = True
+    teacher: Model,
+    config: DistillConfig,
+    dropout: float,
+    shared: bool = False,
+    told: bool = True,
+    noise: int = 0,
 ) -> tuple[Denoiser, registry.NetworkConfig]:
     """A copy of the teacher with its own rate of dropout, and its network's shape.
 
     Unguided, but kept in range where the guided teacher is. Its weights are its own and can learn; if
     `shared`, they are the teacher's. If it is `told` and there are several numbers of steps, it has a branch
-    for them, which starts at zero.
+    for them, which starts at zero; so has one that is given `noise`.
     """
     plain = config.guidance.apply(teacher.denoiser).unwrapped
     denoiser = share(plain) if shared else copy.deepcopy(plain).requires_grad_(True)
     assert isinstance(denoiser, Denoiser)
     counts = config.step_counts if told and len(config.step_counts) > 1 else ()
     found = registry.dropout(teacher.network)
-    if dropout == (found or 0.0) and counts == registry.step_counts(teacher.network):
+    same = counts == registry.step_counts(teacher.network) and noise == registry.noise_dim(teacher.network)
+    if dropout == (found or 0.0) and same:
         return denoiser, teacher.network
     if dropout and found is None:
         raise ConfigError(
@@ -196,10 +234,12 @@ def _learner(
     shape = teacher.network if found is None else registry.with_dropout(teacher.network, dropout)
     if counts or registry.step_counts(shape):
         shape = _elastic(shape, counts, config)
+    if isinstance(shape, TokenTransformerConfig):
+        shape = replace(shape, noise_dim=noise)
     with torch.random.fork_rng(devices=[]):
         network = registry.build(shape).to(teacher.device)
     weights = denoiser.network.state_dict(keep_vars=shared)
-    if counts:  # the branch that tells them apart is new
+    if counts or noise:  # the branch that tells them apart, or takes noise, is new
         weights = {**network.state_dict(), **weights}
     network.load_state_dict(weights, assign=shared)
     denoiser.network = network if shared else network.requires_grad_(True)
@@ -247,6 +287,7 @@ def _method(
         weighting.power(config.weighting.delta_exponent),
         config.posterior,
         config.source,
+        teacher.process,
     )
 
     def second_moments(steps: int) -> dict[str, Tensor]:
@@ -327,6 +368,9 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         UsageError: if there is no such device.
     """
     images = data.train
+    tokens = images.space == "tokens"
+    if tokens:
+        images = with_mask(images, config.process)
     shape = _shape_for(images, config.network)
     conditions = _conditions_for(images, shape)
     num_classes = images.num_classes if images.num_classes > 1 else 0
@@ -335,15 +379,17 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         network = registry.build(shape).to(devices.resolve(config.device))
     nulls = {"label": num_classes} if num_classes else {}
     nulls |= {name: images.null_condition[name] for name in conditions}
-    denoiser = Denoiser(network, config.prediction, nulls).in_precision(config.precision)
     schedule = config.schedule.build()
-    method = Denoising(
-        denoiser,
-        schedule,
-        config.weighting.build_weighting(config.prediction),
-        config.weighting.build_density(schedule),
-        config.cond_dropout,
-    )
+    density = config.weighting.build_density(schedule)
+    if tokens:
+        process: Process = CategoricalProcess(config.process)
+        denoiser = CategoricalDenoiser(network, config.process).in_precision(config.precision)
+        method: Method = DiscreteDenoising(denoiser, schedule, CategoricalProcess(config.process), density)
+    else:
+        process = GAUSSIAN
+        denoiser = Denoiser(network, config.prediction, nulls).in_precision(config.precision)
+        weight = config.weighting.build_weighting(config.prediction)
+        method = Denoising(denoiser, schedule, weight, density, config.cond_dropout)
     if sharding.wanted(config, denoiser, 1):
         sharding.shard(method)
     inputs = Inputs(data=images.fingerprint())
@@ -356,16 +402,18 @@ def teacher_training(data: Split, config: TeacherConfig, directory: str | Path |
         pipeline=pipeline,
         text_encoder=text_encoder,
         class_names=tuple(images.class_names),
+        vocabulary=tuple(images.vocabulary),
     )
     model = Model(
         denoiser,
         shape,
         schedule,
-        tuple(images.images.shape[1:]),
+        tuple(images.images.shape[1:2] if tokens else images.images.shape[1:]),
         config.sampling_steps,
         num_classes,
         origin,
         cond_shapes={name: _cond_shape(rows, shape) for name, rows in conditions.items()},
+        process=process,
     )
     batches = _shared_batches(images, model, config.train)
     path = _path(directory)
@@ -380,13 +428,17 @@ def _shape_for(images: ImageSet, network: registry.TrainableConfig) -> registry.
     """
     sides = tuple(images.images.shape[1:])
     num_classes = images.num_classes if images.num_classes > 1 else 0
-    vectors = images.space == "vectors"
-    if isinstance(network, MLPConfig) != vectors:
+    of = {MLPConfig: "vectors", TokenTransformerConfig: "tokens"}.get(type(network), "pictures")
+    kind = images.space if images.space in ("vectors", "tokens") else "pictures"
+    if of != kind:
+        right = {"vectors": "the recipe vectors-teacher", "tokens": "the recipe text-teacher"}
         raise ConfigError(
             f"the data ({images.name}) are {KINDS[images.space]}, and network is the shape of a "
             f"{type(network).__name__.removesuffix('Config')}; use "
-            + ("the recipe vectors-teacher" if vectors else "a recipe for pictures, such as digits-teacher")
+            + right.get(kind, "a recipe for pictures, such as digits-teacher")
         )
+    if isinstance(network, TokenTransformerConfig):
+        return replace(network, length=sides[0], num_tokens=sides[1], num_classes=0)
     if isinstance(network, MLPConfig):
         taken = _conditions_for(images, network)
         numbers = sum(math.prod(rows.shape[1:]) for rows in taken.values())

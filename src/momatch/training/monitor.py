@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 
 from momatch.data.images import ImageSet
-from momatch.data.rows import Rows, sample_of
+from momatch.data.rows import Rows, sample_of, spread
+from momatch.data.tokens import Tokens
 from momatch.evaluation.conditions import fixed_cond
 from momatch.evaluation.features import FeatureExtractor, extract
 from momatch.evaluation.frechet import frechet_distance
 from momatch.evaluation.statistics import FeatureStatistics
+from momatch.evaluation.tokens import listed
 from momatch.interop.autoencoder import Decoder, to_pictures
 from momatch.methods.base import saturation
 from momatch.models.model import Model
@@ -28,6 +30,7 @@ from momatch.utils.run_folder import RunFolder, make_inside
 GRID_COLUMNS, GRID_ROWS = 10, 6
 REMEDY = "if this lasts, lower the learning rate, or look at the teacher's own samples"
 MOST_DECODED = 2000  # latents that a look decodes, to compare with
+MOST_TEXTS = 20_000  # rows of tokens that a look compares with
 TEACHER_LOOK_STEPS = 16  # a teacher's own step count would cost minutes a look
 
 
@@ -41,7 +44,7 @@ class Look:
         num_samples: behind it.
         features: the feature extractor's name.
         reference: name of the set compared with.
-        grid: picture of the samples, relative to the run's folder; None without a folder.
+        grid: picture of the samples, or their texts, relative to the run's folder; None without a folder.
     """
 
     step: int
@@ -135,6 +138,8 @@ class Monitor:
         return alarms
 
     def _images(self) -> torch.Tensor:
+        if isinstance(self.data.images, Tokens):
+            return self.data.images.subset(spread(len(self.data), MOST_TEXTS)).integers().float()
         if isinstance(self.data.images, Rows):
             return sample_of(self.data.images, max_rows=MOST_DECODED if self.decoder else None)
         return self.data.images
@@ -147,9 +152,14 @@ class Monitor:
             return None
         from momatch.evaluation.report.plots import image_grid, save_png, vector_plot
 
+        make_inside(RunFolder(self.directory).samples)
+        if self.model.of_tokens:
+            name = f"samples/step-{step:08d}.txt"
+            texts = listed(self.model.texts(samples[:GRID_COLUMNS]))
+            (self.directory / name).write_text(texts, encoding="utf-8")
+            return name
         latents = self.data.space == "latents" and self.decoder is None
         name = f"samples/step-{step:08d}{'-latents' if latents else ''}.png"
-        make_inside(RunFolder(self.directory).samples)
         if self.data.space == "vectors":
             shown = samples[: GRID_COLUMNS * GRID_ROWS]
             vector_plot(shown, self._images()[: len(shown)]).savefig(self.directory / name)

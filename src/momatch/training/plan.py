@@ -23,7 +23,7 @@ from momatch.data.rows import held_bytes
 from momatch.methods.base import Method, Wrapper
 from momatch.models.model import Model
 from momatch.networks import registry
-from momatch.networks.configs import MLPConfig
+from momatch.networks.configs import MLPConfig, TokenTransformerConfig
 from momatch.networks.lora import AdaptedNetwork
 from momatch.training.activations import BLOCKS
 from momatch.training.build import distillation, teacher_of, teacher_training
@@ -173,7 +173,8 @@ def outline(config: RunConfig, teacher: TeacherConfig) -> Plan:
         teacher: the recipe of its teacher (of the run itself, if it trains one), which says how large
             networks and pictures are.
     """
-    assert not isinstance(teacher.network, MLPConfig)  # no recipe of vectors says how long they are
+    # No recipe of vectors or tokens says how long they are.
+    assert not isinstance(teacher.network, MLPConfig | TokenTransformerConfig)
     shape = (teacher.network.image_channels, teacher.image_size, teacher.image_size)
     with torch.device("meta"):
         network = registry.build(teacher.network)

@@ -144,7 +144,7 @@ def tracked(names: Sequence[str], run: Run) -> Iterator[Callable[[Event], None]]
             for tracker in trackers:
                 if numbers:
                     tracker.log(event.record.step, numbers)
-                if event.look and event.look.grid:
+                if event.look and event.look.grid and event.look.grid.endswith(".png"):
                     tracker.image(event.record.step, "preview", folder / event.look.grid)
 
         yield tell

@@ -77,7 +77,11 @@ def serve(arguments: list[str], console: Console) -> None:
     check_address(parsed.host, parsed.port)
     devices.resolve(parsed.running.device)
     gradio, names = import_gradio(), dict.fromkeys(parsed.runs)
-    page = build([Choice(name, load_any(name), parsed.running) for name in names])
+    models = {name: load_any(name) for name in names}
+    for name, model in models.items():
+        if model.of_tokens:
+            raise UsageError(f"{name} makes tokens, and the page shows images; use momatch sample {name}")
+    page = build([Choice(name, model, parsed.running) for name, model in models.items()])
     page.queue(default_concurrency_limit=1)
     past_proxies(parsed.host)
     _, address, _ = page.launch(

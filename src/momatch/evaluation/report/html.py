@@ -26,7 +26,7 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 BADGES = {"below": "better", "level": "undecided", "above": "worse"}
 LOOKS_SHOWN = 6
 ALARMS_SHOWN = 20
-FINAL_NAME = re.compile(r"final-(.+)-(\d+)\.png")
+FINAL_NAME = re.compile(r"final-(.+)-(\d+)\.(png|txt)")
 
 
 @dataclass(frozen=True)
@@ -238,11 +238,9 @@ def _unfinished(run: ReadRun) -> str:
 
 
 def _final_pictures(path: Path) -> list[Picture]:
-    """samples/final-NAME-STEPS.png, the student's first, then by steps."""
+    """samples/final-NAME-STEPS.png, of tokens .txt, the student's first, then by steps."""
     found = [
-        (match, file)
-        for file in path.glob("samples/final-*.png")
-        if (match := FINAL_NAME.fullmatch(file.name))
+        (match, file) for file in path.glob("samples/final-*.*") if (match := FINAL_NAME.fullmatch(file.name))
     ]
     found.sort(key=lambda pair: (pair[0][1] != "student", pair[0][1], int(pair[0][2])))
     return [Picture(_png(file), f"{match[1]}, {count_of(int(match[2]), 'step')}") for match, file in found]
@@ -321,7 +319,7 @@ def _commands(run: ReadRun) -> list[tuple[str, str]]:
     if run.takes_text:  # a picture for each held-out caption, and nothing that takes hours
         sweep = f"{steps} --teacher-steps 64 --num 191" if run.is_distillation else "64 --num 191"
     commands = [
-        ("draw pictures", f"momatch sample {folder} --steps {steps} {asked} --seed 7 --out grid.png"),
+        ("draw samples", f"momatch sample {folder} --steps {steps} {asked} --seed 7 --out {_output(run)}"),
         ("measure quality at several steps", f"momatch evaluate {folder} --steps {sweep}"),
         ("write this page again", f"momatch report {folder}"),
     ]
@@ -334,6 +332,10 @@ def _commands(run: ReadRun) -> list[tuple[str, str]]:
             )
         commands.append(("use the student from Python, after `import momatch`", python))
     return commands
+
+
+def _output(run: ReadRun) -> str:
+    return "samples.txt" if any(tables.of_tokens(row) for row in run.rows) else "grid.png"
 
 
 def duration(seconds: float) -> str:
@@ -366,6 +368,8 @@ def _read(path: Path) -> str:
 
 
 def _png(path: Path) -> str:
+    if path.suffix == ".txt":
+        return _svg(plots.text_image(_read(path)))
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 

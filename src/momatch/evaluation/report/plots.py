@@ -6,8 +6,10 @@ on a transparent ground, which reads on a light and on a dark page.
 
 from __future__ import annotations
 
+import html
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 TILE_PIXELS = 64  # smaller pictures are enlarged to about this
 GUTTER_PIXELS, GUTTER_GREY = 2, 96
+TEXT_COLUMNS = 80  # of a text that is shown as an image
 INK, GRID = "#7d8590", "#7d859040"
 COLOURS = {"student": "#3b82f6", "teacher": "#e0782f"}
 OTHER_COLOUR = "#2f9e6e"
@@ -94,6 +97,23 @@ def vector_plot(samples: Tensor, real: Tensor | None = None) -> Figure:
     _label(axes, "time" if single else "first number", "value" if single else "second number")
     _legend(axes)
     return figure
+
+
+def text_image(text: str) -> str:
+    """A text as SVG, line by line, long lines wrapped."""
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, TEXT_COLUMNS) or [""]]
+    spans = "".join(
+        f'<text x="8" y="{18 * i + 20}" xml:space="preserve">{html.escape(_printable(line))}</text>'
+        for i, line in enumerate(lines)
+    )
+    size = f'width="{8 * TEXT_COLUMNS + 16}" height="{18 * len(lines) + 16}"'
+    style = 'font-family="monospace" font-size="13" fill="#222"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{spans}</svg>'
+
+
+def _printable(line: str) -> str:
+    """Without what XML does not allow."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
 
 
 def training_curve(

@@ -32,8 +32,13 @@ def check_sampler(model: Model) -> None:
     """Refuse a student whose sampler is not the one that exports carry.
 
     Raises:
-        UsageError: if it is sampled otherwise in more than one step.
+        UsageError: if it is sampled otherwise in more than one step, or makes tokens.
     """
+    if model.of_tokens:
+        raise UsageError(
+            "this student makes tokens, which neither diffusers nor an exported sampler knows; keep its "
+            "folder as it is: momatch.load_student opens it, vocabulary included"
+        )
     if model.sampler != "ancestral" and model.steps > 1:  # in one step all samplers are the same
         raise UsageError(
             f"this student is sampled by {model.sampler}, and exports carry the ancestral sampler alone; "
