@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from momatch.cli import main
 from momatch.data.sources import load_data
 from momatch.evaluation.gradient_moment import denoising_loss, gradient_moment
 from momatch.interop.load import load_teacher
@@ -108,6 +110,26 @@ def test_a_preconditioner_weighs_each_parameter_s_difference():
         preconditioner={"m": torch.tensor([3.0, 0.5])},
     )  # fmt: skip
     assert found.value == pytest.approx(5, abs=4 * found.standard_error) and found.standard_error < 0.2
+
+
+def test_another_model_judges_from_the_command_line(tmp_path, capsys, monkeypatch):
+    """Noise is far from data, its judge knows; the student's own teacher is refused."""
+    monkeypatch.chdir(tmp_path)
+    short = ["--train.num-steps", "2", "--train.batch-size", "4", "--monitor.every", "0", "--device", "cpu"]
+    assert main(["distill", "digits-4", "--steps", "1", *short, "--out", "student"]) == 0
+    assert main(["train-teacher", "digits-teacher", *short, "--out", "judge"]) == 0
+    words = ["evaluate", "student", "--num", "100", "--device", "cpu", "--judge"]
+    assert main([*words, "digits"]) == 2
+    assert "is the model that is judged, or its teacher" in capsys.readouterr().err
+    assert main([*words, "judge", "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    found = {m["metric"]: m for m in row["result"]["measurements"]}
+    moment, floor = found["gradient_moment"], found["gradient_moment_floor"]
+    assert moment["features"] == "judge" and moment["n_generated"] == 100
+    assert moment["low"] < moment["value"] < moment["high"]
+    assert abs(floor["value"]) < 4 * floor["standard_error"] + 1e-9 < moment["value"]
+    assert main([*words, "judge"]) == 0
+    assert "Gradient moment by judge, lower is better: student 1 " in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from momatch.data.reading import Reading
 from momatch.data.sources import load_data
 from momatch.evaluation.conditions import fixed_cond
 from momatch.evaluation.evaluate import Candidate, Row, assess, help_to_sample
+from momatch.evaluation.gradient_moment import GradientJudge
 from momatch.evaluation.report.tables import evaluation_csv, evaluation_table, evaluation_text
 from momatch.interop.compatibility import (
     check_fit,
@@ -60,6 +61,8 @@ class EvaluateArguments:
         sampler: of the teacher, in place of ancestral: ddim, dpm++ (DPM-Solver++ 2M) or unipc, the last two
             those of diffusers. A student keeps the sampler that it was made for.
         data: data to compare with; what the model was trained on, if left out.
+        judge: folder of another model of the same data: also gives the gradient moment, how much that model
+            would still learn from the samples (docs/beyond.md). It needs no feature network.
         running: how networks run.
         format: "table" for reading; "csv" or "json" has every measurement, and nothing else is printed.
     """
@@ -71,6 +74,7 @@ class EvaluateArguments:
     num: int = 20_000
     seed: int = 0
     data: OptionalText = None
+    judge: OptionalText = None
     running: RunningOptions = Running()
     format: Literal["table", "csv", "json"] = "table"
 
@@ -127,7 +131,9 @@ def evaluate(arguments: list[str], console: Console) -> None:
     directory = Path(parsed.run) if RunFolder(Path(parsed.run)).exists else None
     candidates = [replace(each, model=distributed.split(each.model)) for each in candidates]
     told = console if parsed.format == "table" else Console(stderr=True)
-    rows = measure(directory, candidates, data, parsed.num, parsed.seed, told, parsed.running.batch_size)
+    gradients = gradient_judge(parsed, model, data)
+    batch_size = parsed.running.batch_size
+    rows = measure(directory, candidates, data, parsed.num, parsed.seed, told, batch_size, gradients)
     if not distributed.is_main():
         return
     if parsed.format == "table":
@@ -135,6 +141,24 @@ def evaluate(arguments: list[str], console: Console) -> None:
     else:
         contents = json.dumps([row.to_dict() for row in rows], indent=1) + "\n"
         console.out(evaluation_csv(rows) if parsed.format == "csv" else contents, end="", highlight=False)
+
+
+def gradient_judge(parsed: EvaluateArguments, model: Model, data: Split) -> GradientJudge | None:
+    """The model that --judge names, if any.
+
+    Raises:
+        UsageError: if it is the student's own teacher, or does not fit the data.
+    """
+    if parsed.judge is None:
+        return None
+    judge = parsed.running.prepare(load_any(parsed.judge))
+    if judge.fingerprint() in (model.provenance.inputs.teacher, model.fingerprint()):
+        raise UsageError(
+            f"--judge {parsed.judge} is the model that is judged, or its teacher, whom a student was made to "
+            "please; train another on the same data, such as by --train.seed 1"
+        )
+    check_fit(judge, data.heldout)
+    return GradientJudge(judge, Path(parsed.judge).name)
 
 
 def _name(role: str, model: Model) -> str:
@@ -256,11 +280,12 @@ def measure(
     seed: int,
     console: Console,
     batch_size: int | None = None,
+    gradients: GradientJudge | None = None,
 ) -> list[Row]:
     """Evaluate; a line as each row is done."""
     rows = []
     with follow_samples(console) as watch:
-        arguments = directory, candidates, data, num_samples, seed, watch, batch_size
+        arguments = directory, candidates, data, num_samples, seed, watch, batch_size, gradients
         if not distributed.is_main():
             help_to_sample(*arguments)
             return []

@@ -19,6 +19,7 @@ from momatch.data.images import Split
 from momatch.data.rows import Rows, sample_of, spread, take
 from momatch.evaluation import builtin
 from momatch.evaluation.conditions import fixed_cond, fixed_rows
+from momatch.evaluation.gradient_moment import GradientJudge
 from momatch.evaluation.metrics import EvaluationResult, Reference
 from momatch.evaluation.tokens import integers, listed
 from momatch.evaluation.tokens import measure as measure_tokens
@@ -102,6 +103,7 @@ class Judge:
         seed: of samples and resampling.
         resamples: bootstrap resamples of the Fréchet distance.
         batch_size: samples that a network is given at a time; see `Model.sample`.
+        gradients: also judges the samples, by their gradient moment.
     """
 
     def __init__(
@@ -112,7 +114,9 @@ class Judge:
         seed: int = 0,
         resamples: int = 200,
         batch_size: int | None = None,
+        gradients: GradientJudge | None = None,
     ):
+        self.gradients = gradients
         self.data, self.decoder, self.seed, self.batch_size = data, decoder, seed, batch_size
         extractors, classifier = builtin.judges(data.heldout, decoder, device)
         self._retrieves = classifier is not None and classifier.metric == "retrieval_accuracy"
@@ -171,19 +175,21 @@ class Judge:
                 seconds += time.monotonic() - start
                 if chunk is None:
                     return
-                if space in ("vectors", "tokens"):
+                few = self.gradients is not None and done < self.gradients.most
+                if space in ("vectors", "tokens") or few:
                     kept.append(chunk)
                 yield chunk, None if labels is None else labels[done : done + len(chunk)]
                 done += len(chunk)
 
         result = self._reference.measure(watch(samples()))
         if kept:
-            made = torch.cat(kept)
-            more = (
-                measure_tokens(made, self.data, self.seed)
-                if space == "tokens"
-                else measure_vectors(made, cond, self.data, self.seed)
-            )
+            made, more = torch.cat(kept), []
+            if space == "tokens":
+                more = measure_tokens(made, self.data, self.seed)
+            elif space == "vectors":
+                more = measure_vectors(made, cond, self.data, self.seed)
+            if self.gradients is not None:
+                more = [*more, *self.gradients.judge(made, self.data, self.seed)]
             result = EvaluationResult([*result.measurements, *more])
         return Row(name, steps, num_samples / seconds, result)
 
@@ -230,6 +236,7 @@ def assess(
     seed: int,
     watch: Watch | None = None,
     batch_size: int | None = None,
+    gradients: GradientJudge | None = None,
 ) -> Iterator[Row]:
     """Measure every candidate at every step count; with a folder, keep rows and pictures there as they come.
 
@@ -244,6 +251,7 @@ def assess(
         seed: of samples and resampling.
         watch: passes samples on as they are pulled: (samples, title of the row, how many); for progress.
         batch_size: samples that a network is given at a time; see `Model.sample`.
+        gradients: also judges the samples, by their gradient moment.
 
     Yields:
         One row at a time.
@@ -253,7 +261,10 @@ def assess(
         model = candidate.model
         known = str(model.provenance.pipeline), str(model.device)  # all that a judge depends on of a model
         if known not in judges:
-            judges[known] = Judge(data, decoder_of(model), model.device, seed, batch_size=batch_size)
+            decoder = decoder_of(model)
+            judges[known] = Judge(
+                data, decoder, model.device, seed, batch_size=batch_size, gradients=gradients
+            )
         judge = judges[known]
         for steps in candidate.steps:
             title = f"{candidate.name}, {count_of(steps, 'step')}"
@@ -273,6 +284,7 @@ def help_to_sample(
     seed: int,
     watch: Watch | None = None,
     batch_size: int | None = None,
+    gradients: GradientJudge | None = None,
 ) -> None:
     """Draw what `assess` draws, and drop it: in a process that shares the sampling with one that measures.
 

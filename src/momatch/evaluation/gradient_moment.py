@@ -31,14 +31,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from momatch.data.rows import Rows
+from momatch.data.images import Split
+from momatch.data.rows import Rows, sample_of
 from momatch.diffusion.denoiser import Denoiser
 from momatch.diffusion.interface import Process
 from momatch.diffusion.process import GAUSSIAN, per_sample
 from momatch.diffusion.schedules import NoiseSchedule
+from momatch.evaluation.metrics import Measurement
+from momatch.methods.instant import adam_preconditioner
+from momatch.models.model import Model
 
 Loss = Callable[[Tensor, torch.Generator], Tensor]  # (x (B, …), generator of noise) → (B,) losses
 MIN_GROUP = 2
+MOST_JUDGED = 2000
+LAMBDA_EPS = 0.1  # of Λ, as in Algorithm 3
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,50 @@ def denoising_loss(
         return (weight * (x - denoiser(z, logsnr, None)).square()).flatten(1).mean(1)
 
     return loss
+
+
+@dataclass(frozen=True)
+class GradientJudge:
+    """A model of the same data that judges samples by their gradient moment, held-out rows against them.
+
+    Attributes:
+        model: a diffusion model, best not the teacher of the student that is judged.
+        name: what tables call it.
+        most: samples of either side that are looked at.
+    """
+
+    model: Model
+    name: str
+    most: int = MOST_JUDGED
+
+    def judge(self, generated: Tensor, data: Split, seed: int) -> list[Measurement]:
+        """The moment of generated samples (N, …), and of training rows: the floor of who learns from them.
+
+        Λ is Adam's where the model has kept its second moments, else 1.
+        """
+        real = sample_of(data.heldout.images, max_rows=self.most)
+        sides = {"gradient_moment": generated[: self.most], "gradient_moment_floor": None}
+        found = []
+        for metric, side in sides.items():
+            rows = sample_of(data.train.images, max_rows=self.most) if side is None else side
+            m = self._moment(rows, real, seed)
+            half = 1.96 * m.standard_error
+            found.append(
+                Measurement(
+                    *(metric, m.value, m.standard_error, m.value - half, m.value + half),
+                    *(self.name, data.heldout.name, m.n_generated, m.n_real, seed),
+                    note="unbiased, may be negative; 0 where the judge would learn nothing",
+                )
+            )
+        return found
+
+    def _moment(self, generated: Tensor, real: Tensor, seed: int) -> GradientMoment:
+        denoiser, moments = self.model.denoiser, self.model.second_moments()
+        rng = torch.Generator(self.model.device).manual_seed(seed)
+        scale = None if moments is None else adam_preconditioner(moments, LAMBDA_EPS)
+        loss = denoising_loss(denoiser, self.model.schedule, self.model.process)
+        groups = max(3, min(16, min(len(generated), len(real)) // MIN_GROUP))
+        return gradient_moment(loss, denoiser, generated, real, rng, groups, preconditioner=scale)
 
 
 def _shuffled(count: int, groups: int, generator: torch.Generator) -> list[Tensor]:

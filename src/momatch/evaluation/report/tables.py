@@ -331,12 +331,24 @@ def caption(rows: Sequence[Row]) -> str:
     ceilings = dict.fromkeys(cell for row in rows if (cell := _share(row, "_reference")) != MISSING)
     floors = _token_references(rows[0]) if rows and of_tokens(rows[0]) else ""
     judged = f" Accuracy of real pictures: {' / '.join(ceilings)}." if ceilings else ""
+    judged += _gradient_moments(rows)
     return (
         "FD = Fréchet distance, biased by n. "
         f"n_generated = {each('n_generated')}, n_reference = {each('n_reference')}, "
         f"features = {each('features')}, reference = {each('reference')}, seed = {each('seed')}."
         f"{judged}{floors}{differ}"
     )
+
+
+def _gradient_moments(rows: Sequence[Row]) -> str:
+    """What a judge by gradients found, where there was one."""
+    found = [(row, m) for row in rows if (m := find(row, "gradient_moment"))]
+    if not found:
+        return ""
+    said = "; ".join(f"{row.name} {row.steps} {with_error(m)}" for row, m in found)
+    floor = find(found[0][0], "gradient_moment_floor")
+    real = f"; real training rows {with_error(floor)}" if floor else ""
+    return f" Gradient moment by {found[0][1].features}, lower is better: {said}{real}."
 
 
 def _token_references(row: Row) -> str:
