@@ -15,7 +15,7 @@ import torch
 import momatch
 from momatch.cli import main
 from momatch.config.recipes import recipe
-from momatch.config.schema import DistillConfig, MonitorConfig, TeacherConfig, TrainConfig
+from momatch.config.schema import DistillConfig, MonitorConfig, OptimConfig, TeacherConfig, TrainConfig
 from momatch.data.image_io import DataError
 from momatch.data.images import Split
 from momatch.data.reading import Reading
@@ -359,6 +359,27 @@ def test_more_steps_than_a_method_is_for_are_refused():
         DistillConfig(steps=32)
     with pytest.raises(ConfigError, match="steps is 65; use 1 to 64"):
         DistillConfig(method=DiscreteConfig(), steps=65)
+
+
+def test_a_teacher_learns_from_neighbours_within_a_few_hundred_steps(folder, data):
+    """A masked letter is guessed from those beside it: "de" and "w" leave "i" alone."""
+    config = teacher_config(
+        folder,
+        network=replace(TINY, width=32),
+        train=TrainConfig(num_steps=300, batch_size=32),
+        optim=OptimConfig(learning_rate=5e-3, beta1=0.9, eps=1e-8, warmup_steps=20),
+        monitor=MonitorConfig(every=0),
+    )
+    run = teacher_training(data, config)
+    for _ in run:
+        pass
+    words = data.train.vocabulary
+    rows = torch.tensor([[words.index(letter) for letter in "is wide "]])
+    z = torch.nn.functional.one_hot(rows, len(words) + 1).float()
+    z[:, 4] = run.model.process.prior(z[:, 4:5])[:, 0]
+    with torch.no_grad():
+        guess = run.model.denoiser(z, torch.full((1,), 2.0))[0, 4]
+    assert words[int(guess.argmax())] == "i" and float(guess.max()) > 0.5
 
 
 # Evaluation
