@@ -1,0 +1,5 @@
+# %% [markdown]
+# # diffusers
+
+# %%
+print(1)

@@ -1,0 +1,5 @@
+# %% [markdown]
+# # inside
+
+# %%
+print(1)

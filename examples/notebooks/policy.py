@@ -1,0 +1,5 @@
+# %% [markdown]
+# # policy
+
+# %%
+print(1)

@@ -1,0 +1,5 @@
+# %% [markdown]
+# # text_to_image
+
+# %%
+print(1)
