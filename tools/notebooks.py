@@ -2,6 +2,8 @@
 
     python tools/notebooks.py             # run all, written to build/notebooks/ with what they show
     python tools/notebooks.py digits      # one
+
+As scripts they are read, compared and checked like other code, and hold no outputs.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ def run(notebook: Any, folder: Path, timeout: int = 600) -> Any:
     from nbclient import NotebookClient
 
     folder.mkdir(parents=True, exist_ok=True)
-    client = NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(folder)}})
-    return client.execute()
+    place = {"metadata": {"path": str(folder)}}
+    return NotebookClient(notebook, timeout=timeout, resources=place).execute()
 
 
 def main(chosen: list[str]) -> None:

@@ -3,8 +3,8 @@
 - README, changelog and contributing become pages; links between files of the repository become links between
   pages, or stay as text where the site has no such page.
 - Linked source files become pages of their own.
-- In a page, `<!-- code: methods/alternating.py Alternating.step -->` after a block of formulas puts the code of
-  that name beside it, as it stands in the source.
+- In a page, `<!-- code: methods/alternating.py Alternating.step -->` after a block of formulas puts the code
+  of that name beside it, as it stands in the source.
 - Notebooks become pages, and .ipynb files to download; with outputs, if `make notebooks` has run them.
 """
 
@@ -17,15 +17,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-import notebooks as scripts
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
+import notebooks as scripts
+
 ROOT = Path(__file__).parent.parent
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
-BESIDE = re.compile(r"((?:^ {4}.*\n|^\n)+)<!-- code: (\S+) (\S+) -->\n", re.M)
+CODE = re.compile(r"<!-- code: (\S+) (\S+) -->\n")
+BESIDE = re.compile(rf"((?:^ {{4}}.*\n|^\n)+)((?:{CODE.pattern})+)", re.M)
 SOURCES = ("src/momatch", "examples")  # of which files become pages
 FENCE = "~~~~"  # no source has one
 
@@ -62,8 +64,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return LINK.sub(lambda match: link(match, here, uri, files), markdown)
 
 
+def title(file: File) -> str:
+    """The first heading of a page."""
+    found = re.search(r"^# (.+)$", file.content_string, re.M)
+    return found[1] if found else file.name
+
+
 def link(match: re.Match[str], here: str, uri: str, files: Files) -> str:
-    """A link of the file `here` in the repository, for the page `uri`; its words alone if no page answers it."""
+    """A link of the file `here` in the repository, for the page `uri`; its words alone if it has no page."""
     mark, words, target, anchor = match[1], match[2], match[3], match[4] or ""
     if re.match(r"[a-z]+:", target):
         return match[0]
@@ -73,7 +81,10 @@ def link(match: re.Match[str], here: str, uri: str, files: Files) -> str:
         found = f"notebooks/{posixpath.basename(path).replace('.py', '.md')}"
     if path in ("examples/notebooks", "examples/notebooks/README.md"):
         found = "notebooks/index.md"
-    if files.get_file_from_path(found) is None:
+    page = files.get_file_from_path(found)
+    if page is not None and words.endswith(".md"):  # readers of the site know no files
+        words = title(page)
+    if page is None:
         if not (ROOT / path).exists():
             return match[0]  # which the build then refuses
         return words
@@ -83,16 +94,19 @@ def link(match: re.Match[str], here: str, uri: str, files: Files) -> str:
 def beside(match: re.Match[str]) -> str:
     """Formulas and, beside them, the code that does them."""
     formulas = "\n".join(line[4:] for line in match[1].strip("\n").splitlines())
-    code, first = definition(match[2], match[3])
-    title = f"{match[2]}, {match[3]}, line {first}"
+    parts = []
+    for file, name in CODE.findall(match[2]):
+        code, first = definition(file, name)
+        parts.append(f'{FENCE}{{ .python title="{file}, {name}, line {first}" }}\n{code}\n{FENCE}\n')
+    codes = "\n".join(parts)
     return (
         f'\n<div class="beside" markdown>\n\n{FENCE}text\n{formulas}\n{FENCE}\n\n'
-        f'{FENCE}{{ .python title="{title}" }}\n{code}\n{FENCE}\n\n</div>\n\n'
+        f"<div markdown>\n\n{codes}\n</div>\n\n</div>\n\n"
     )
 
 
 def definition(file: str, name: str) -> tuple[str, int]:
-    """The source of a function or method below src/momatch, without its docstring; and its first line's number.
+    """Source of a function or method below src/momatch without its docstring, and its first line's number.
 
     Raises:
         LookupError: if there is none.
@@ -173,6 +187,6 @@ def notebook_page(name: str) -> str:
             if "image/png" in data:
                 parts.append(f"![what the cell shows]({name}-{number}.png)")
                 number += 1
-            elif text := output.get("text") or data.get("text/plain"):
+            elif output.get("name") != "stderr" and (text := output.get("text") or data.get("text/plain")):
                 parts.append(f"{FENCE}{{ .text .output }}\n{text.rstrip()}\n{FENCE}")
     return "\n\n".join(parts) + "\n"
