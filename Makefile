@@ -1,6 +1,7 @@
 # make demo    the main job: distil the built-in digits teacher into 8 steps, evaluate, write a report
 # make test    the daily suite
 # make test-gpu  what a GPU does otherwise, on one
+# make docs    the documentation as a site, build/site/index.html; make notebooks: run those it shows, 5 minutes, first
 # make check   everything: lint, types, all tests, examples in the docs
 # make reproduce-digits   recorded figures again, from scratch: 15 minutes of one core; reproduce-fashion: 90
 # Each creates .venv if it is missing.
@@ -13,7 +14,7 @@ TEST_ENV := OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
 
 OLDEST := .venv-oldest/bin
 
-.PHONY: demo test test-gpu check check-oldest lint reproduce-digits reproduce-fashion
+.PHONY: demo test test-gpu check check-oldest lint docs notebooks reproduce-digits reproduce-fashion
 
 demo: .venv/installed
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/momatch demo
@@ -29,6 +30,13 @@ check: lint
 
 check-oldest: .venv-oldest/installed
 	$(TEST_ENV) $(OLDEST)/pytest -n 2 tests/teachers tests/export tests/test_lora.py tests/data
+
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python tools/check_site.py build/site
+
+notebooks: .venv/installed-dev
+	$(TEST_ENV) $(BIN)/python tools/notebooks.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -141,7 +141,7 @@ def frechet_bootstrap(
 
     Raises:
         ValueError: if a set is unusable, the dimensions differ, sizes do not fit the groups, or fewer than 2
-        resamples or blocks are asked for.
+            resamples or blocks are asked for.
     """
     if resamples < 2 or blocks < 2:
         raise ValueError(

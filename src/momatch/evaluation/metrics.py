@@ -167,7 +167,7 @@ def evaluate(
 
     Raises:
         ValueError: if there are too few pictures, their features are not finite, or some batches have labels
-        and others not.
+            and others not.
     """
     measured_against = Reference(
         reference,

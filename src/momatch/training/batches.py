@@ -108,7 +108,7 @@ class Prefetched:
         """The batch of `step`; that of the next step is begun.
 
         Raises:
-            Whatever making the batch raised.
+                Whatever making the batch raised.
         """
         known, future = self._next or (None, None)
         if future is None or known != step:

@@ -199,7 +199,7 @@ def on_main(make: Callable[[], Told]) -> Told:
     """Call `make` in the main process alone; all get what it returned, which must be of JSON types.
 
     Raises:
-        What `make` raised, in every process; there an OSError is a RunError.
+            What `make` raised, in every process; there an OSError is a RunError.
     """
     if size() == 1:
         return make()

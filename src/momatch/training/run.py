@@ -93,7 +93,7 @@ class Run:
 
         Raises:
             ConfigError: if the folder holds a run of another config, or another process trains in it.
-            CheckpointError, NonFiniteLossError, OSError: see `momatch.training`.
+                CheckpointError, NonFiniteLossError, OSError: see `momatch.training`.
         """
         folder = RunFolder(self.directory) if self.directory else None
         if folder:  # before a lock is put into a folder of somebody's
