@@ -2,6 +2,7 @@
 # make test    the daily suite
 # make test-gpu  what a GPU does otherwise, on one
 # make docs    the documentation as a site, build/site/index.html; make notebooks: run those it shows, 5 minutes, first
+# make dist    wheel and sdist in dist/, checked, installed in a fresh environment and used
 # make check   everything: lint, types, all tests, examples in the docs
 # make reproduce-digits   recorded figures again, from scratch: 15 minutes of one core; reproduce-fashion: 90
 # Each creates .venv if it is missing.
@@ -14,7 +15,7 @@ TEST_ENV := OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=
 
 OLDEST := .venv-oldest/bin
 
-.PHONY: demo test test-gpu check check-oldest lint docs notebooks reproduce-digits reproduce-fashion
+.PHONY: demo test test-gpu check check-oldest lint dist docs notebooks reproduce-digits reproduce-fashion
 
 demo: .venv/installed
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/momatch demo
@@ -37,6 +38,12 @@ docs: .venv/installed-dev
 
 notebooks: .venv/installed-dev
 	$(TEST_ENV) $(BIN)/python tools/notebooks.py
+
+dist: .venv/installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tools/check_dist.py dist constraints.txt
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

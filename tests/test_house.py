@@ -99,3 +99,17 @@ def test_no_pickle_and_no_global_seeding():
         assert "torch.load(" not in text or path.name == "efficientnet.py", path  # another package's weights
         if path.name not in allowed:
             assert "torch.manual_seed" not in text, path
+
+
+def test_the_package_is_typed_and_small_enough_to_install_everywhere():
+    home = Path(momatch.__file__).parent
+    assert (home / "py.typed").is_file()
+    assert (
+        sum(file.stat().st_size for file in home.rglob("*") if file.suffix != ".pyc" and file.is_file())
+        < 10 * 2**20
+    )
+
+
+def test_the_version_is_one():
+    root = Path(__file__).parent.parent
+    assert f"version: {momatch.__version__}\n" in (root / "CITATION.cff").read_text()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from momatch.cli.parsing import integers
-from momatch.diffusion.denoiser import Cond
+from momatch.diffusion.interface import Cond
 from momatch.interop.text_encoders import text_encoder_of
 from momatch.models.model import Model
 from momatch.utils.errors import Notice, UsageError

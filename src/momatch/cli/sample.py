@@ -23,7 +23,7 @@ from momatch.cli.parsing import (
 )
 from momatch.cli.running import Running, RunningOptions
 from momatch.config.schema import Clip, GuidanceConfig
-from momatch.diffusion.denoiser import Cond
+from momatch.diffusion.interface import Cond
 from momatch.evaluation.tokens import listed
 from momatch.interop.autoencoder import decoder_of, to_pictures
 from momatch.interop.load import load_any

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from momatch.data.images import ImageSet
 from momatch.data.rows import spread, take
-from momatch.diffusion.denoiser import Cond
+from momatch.diffusion.interface import Cond
 from momatch.models.model import Model
 
 

@@ -27,6 +27,7 @@ from momatch.data import prepared
 from momatch.data.collections import Collection, Item, digest
 from momatch.data.reading import Reading
 from momatch.data.records import check_labels
+from momatch.data.rows import opened
 from momatch.data.sources import BY_NAME, open_collection
 from momatch.interop.encoders import Encoders, SentenceEncoders
 from momatch.utils import devices
@@ -255,7 +256,7 @@ class _Work:
         if not path.is_file() or (self.with_captions and not path.with_suffix(".json").is_file()):
             return False
         try:
-            file = prepared.opened(path)
+            file = opened(path)
             whole = file.get_slice(prepared.LABELS).get_shape() == [rows]
             return whole and (file.metadata() or {}).get(MARK, "").split(" ")[0] == self.mark
         except UsageError:  # damaged: it is made again

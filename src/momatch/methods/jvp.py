@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from momatch.diffusion.denoiser import Cond, Denoiser, denoisers
+from momatch.diffusion.denoiser import Denoiser, denoisers
+from momatch.diffusion.interface import Cond
 from momatch.diffusion.precision import Precision, tf32
 from momatch.utils.errors import UsageError
 from momatch.utils.text import first_line

@@ -24,8 +24,8 @@ from torch import Tensor
 from momatch.data.tokens import decode
 from momatch.diffusion import conventions, process, schedules
 from momatch.diffusion.categorical import CategoricalDenoiser, CategoricalProcess, with_noise
-from momatch.diffusion.denoiser import Cond, Denoiser
-from momatch.diffusion.interface import DenoiserFunction, Process
+from momatch.diffusion.denoiser import Denoiser
+from momatch.diffusion.interface import Cond, DenoiserFunction, Process
 from momatch.diffusion.precision import tf32
 from momatch.diffusion.process import GAUSSIAN
 from momatch.diffusion.sampling import ETAS, SamplerName, ancestral, in_batches

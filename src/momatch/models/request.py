@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from momatch.data.rows import Rows
-from momatch.diffusion.denoiser import Cond
+from momatch.diffusion.interface import Cond
 from momatch.utils.errors import UsageError
 from momatch.utils.settings import shown
 from momatch.utils.text import counts_of

@@ -37,7 +37,7 @@ from momatch.methods.discrete import DiscreteDenoising
 from momatch.methods.instant import estimate_second_moments
 from momatch.methods.transition import Transition
 from momatch.methods.warm_start import WarmStart
-from momatch.models.model import SECOND_MOMENTS, Model, Student
+from momatch.models.model import Model, Student
 from momatch.models.provenance import Inputs, Provenance
 from momatch.networks import registry
 from momatch.networks.configs import MLPConfig, TokenTransformerConfig, UViTConfig
@@ -50,6 +50,7 @@ from momatch.training.run import Best, Run
 from momatch.utils import devices
 from momatch.utils.errors import ConfigError
 from momatch.utils.files import as_path, read_tensors, write_tensors
+from momatch.utils.run_folder import SECOND_MOMENTS
 from momatch.utils.seeding import derive_seed
 from momatch.utils.settings import shown
 

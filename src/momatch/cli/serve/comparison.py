@@ -21,7 +21,7 @@ from torch import Tensor
 from momatch.cli.running import Running
 from momatch.cli.sample import grid_columns
 from momatch.config.schema import GuidanceConfig, distilled_guidance
-from momatch.diffusion.denoiser import Cond
+from momatch.diffusion.interface import Cond
 from momatch.evaluation.report.plots import image_grid
 from momatch.interop.autoencoder import decoder_of, to_pictures
 from momatch.interop.compatibility import with_null_condition

@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from momatch.diffusion.denoiser import Cond, Denoiser
+from momatch.diffusion.denoiser import Denoiser
+from momatch.diffusion.interface import Cond
 from momatch.diffusion.process import step_coefficients
 from momatch.diffusion.sampling import time_grid
 from momatch.models.model import NULL_CONDITION, Model
