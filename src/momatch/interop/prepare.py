@@ -93,8 +93,9 @@ class PrepareConfig:
 
     @property
     def reading(self) -> Reading:
-        """How the source is read."""
-        return Reading(**{each.name: getattr(self, each.name) for each in fields(Reading)})
+        """How the source is read; what concerns texts is not asked for here."""
+        own = {each.name for each in fields(self)}
+        return Reading(**{name: getattr(self, name) for each in fields(Reading) if (name := each.name) in own})
 
 
 @dataclass(frozen=True)
