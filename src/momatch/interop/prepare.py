@@ -94,8 +94,8 @@ class PrepareConfig:
     @property
     def reading(self) -> Reading:
         """How the source is read; what concerns texts is not asked for here."""
-        own = {each.name for each in fields(self)}
-        return Reading(**{name: getattr(self, name) for each in fields(Reading) if (name := each.name) in own})
+        shared = {each.name for each in fields(self)} & {each.name for each in fields(Reading)}
+        return Reading(**{name: getattr(self, name) for name in shared})
 
 
 @dataclass(frozen=True)
