@@ -33,7 +33,7 @@ check-oldest: .venv-oldest/installed
 	$(TEST_ENV) $(OLDEST)/pytest -n 2 tests/teachers tests/export tests/test_lora.py tests/data
 
 docs: .venv/installed-dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python tools/check_site.py build/site
 
 notebooks: .venv/installed-dev

@@ -120,6 +120,12 @@ def test_code_beside_formulas_is_there():
             node = inside[0]
 
 
+def test_make_docs_is_strict():
+    """MkDocs counts the warnings that it logs: with --quiet it logs none, and strictness is lost."""
+    lines = [line for line in (ROOT / "Makefile").read_text().splitlines() if "mkdocs build" in line]
+    assert lines and all("--strict" in line and "-q" not in line for line in lines)
+
+
 def test_a_page_that_asks_another_host_is_noticed(tmp_path):
     (tmp_path / "index.html").write_text(
         '<a href="https://a.example/">a reader may go there</a><a href="gone.html">x</a><a href="#no">x</a>'
@@ -138,9 +144,10 @@ def test_the_site_builds_and_needs_no_network(tmp_path):
     """With the strictness of `make docs`: a warning is an error."""
     pytest.importorskip("material")
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stderr
     assert check_site.problems(tmp_path) == []
     method = (tmp_path / "the-method.html").read_text()
     assert "x_tilde" in method and 'class="beside"' in method

@@ -60,6 +60,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         page.meta["hide"] = ["toc"]  # the room is for the code
     if not uri.startswith(("source/", "notebooks/")):
         markdown = BESIDE.sub(beside, markdown)
+        markdown = re.sub(
+            r"^\|.*$",
+            lambda row: row[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"),
+            markdown,
+            flags=re.M,
+        )
     here = next((path for path, of in PAGES.items() if of == uri), f"docs/{uri}")
     return LINK.sub(lambda match: link(match, here, uri, files), markdown)
 

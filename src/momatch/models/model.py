@@ -110,11 +110,10 @@ class Model:
     ):
         """As the attributes; `info`, the provenance's former name, is taken instead of it if given.
 
-        Written by hand, since a generated one cannot take `info`, which is a property too.
-
         Raises:
             ModelError: if an entry of the provenance has the wrong type.
         """
+        # Written by hand, since a generated one cannot take `info`, which is a property too.
         known = {
             "denoiser": denoiser,
             "network": network,
