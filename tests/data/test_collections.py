@@ -192,7 +192,7 @@ def test_splits_saved_on_disk_and_named_columns(tmp_path):
     assert chosen.item(4).caption == "other 4" and chosen.item(4).label == 4
     with pytest.raises(DataError, match="no column 'nothing'; it has picture"):
         open_collection(source, Fields(caption_field="nothing"))
-    with pytest.raises(DataError, match="cannot load .*both:dev"):
+    with pytest.raises(DataError, match="has no split 'dev'; it has train, test"):
         open_collection(source + ":dev")
 
 
@@ -202,9 +202,48 @@ def test_of_parquet_files_one_split_is_read_and_the_others_are_named(tmp_path):
     assert len(found) == N and "its other splits are not read: test" in found.summary()
     assert list(found.class_names) == ["ant", "bee", "cat"]
     test = open_collection(f"hf:{tmp_path / 'data'}:test")
-    assert len(test) == 5 and not test.notes
-    with pytest.raises(DataError, match="cannot load .*:dev"):
+    assert len(test) == 5 and "splits" not in test.summary()
+    with pytest.raises(DataError, match="has no split 'dev'; it has .*: name one, as in hf:FOLDER:SPLIT"):
         open_collection(f"hf:{tmp_path / 'data'}:dev")
+
+
+def one_parquet(path, **columns):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pictures = [png(pixels) for pixels in PICTURES]
+    pq.write_table(pa.table({"jpg": pictures, **columns}), path)
+    return path
+
+
+def test_which_columns_are_read_is_said_where_there_are_several(tmp_path):
+    other = [png(255 - pixels) for pixels in PICTURES]
+    found = open_collection(one_parquet(tmp_path / "a.parquet", conditioning=other, url=["x"] * N))
+    assert np.array_equal(found.item(0).pixels, PICTURES[0]) and found.label is None
+    said = found.summary()
+    assert "the images are its column jpg; not read: conditioning" in said
+    assert "its column url is taken as the caption" in said and "no label is read: of its fields" in said
+    labelled = open_collection(one_parquet(tmp_path / "b.parquet", label=["7", "999", "7"] * (N // 3)))
+    assert not labelled.has_captions, "a label is no caption"
+    numbered = open_collection(tmp_path / "b.parquet", Fields(num_classes=1000))
+    assert numbered.labels[:3] == [7, 999, 7] and labelled.labels[:3] == [0, 1, 0]
+
+
+def test_parts_of_a_data_set_that_are_read_as_one_are_named(tmp_path):
+    for name in ("train", "test"):
+        one_parquet(tmp_path / f"{name}.parquet", label=LABELS)
+    assert (
+        "the files of test, train are read as one set" in open_collection(f"{tmp_path}/*.parquet").summary()
+    )
+    odd = one_parquet(tmp_path / "a:b.parquet", label=LABELS)
+    assert len(open_collection(odd)) == N
+
+
+def test_labels_numbered_anew_stay_so_where_images_are_left_out(tmp_path):
+    labels = [label + 5 for label in LABELS]
+    one_parquet(tmp_path / "a.parquet", label=labels)
+    found = open_collection(tmp_path / "a.parquet", Fields(skip_unreadable=1, renumber_labels=True))
+    assert [found.item(i).label for i in range(6)] == list(found.labels[:6]) == [0, 1, 2, 0, 1, 2]
 
 
 def test_a_damaged_parquet_file_and_one_without_images_are_sentences(tmp_path):
@@ -257,7 +296,7 @@ def test_images_that_cannot_be_read_are_left_out_if_that_is_wished(tmp_path, kin
         source = str(tmp_path / "data")
     with pytest.raises(DataError, match="cannot read"):
         load_data(source)
-    with pytest.raises(DataError, match="more than 1 pictures cannot be read, the limit of --skip"):
+    with pytest.raises(DataError, match="more than 1 picture cannot be read, the limit of --skip"):
         load_data(source, reading=Fields(skip_unreadable=1))
     with pytest.warns(Notice, match="cannot read .*left out 2 unreadable pictures"):
         split = load_data(source, reading=Fields(skip_unreadable=2))

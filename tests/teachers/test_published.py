@@ -310,12 +310,12 @@ def test_the_configs_of_published_models_are_read(tmp_path, monkeypatch):
             [
                 name,
                 f"`{known.network}`",
-                f"{parameters / 1e9:.2f} B",
+                f"{numbers / 1e9:.2f} B",
                 f"({', '.join(map(str, model.sample_shape))})",
                 f"{schedule_of(known, model)}, predicts {said}",
-                f"{2 * parameters / 2**30:.0f} GiB",
+                f"{2 * numbers / 2**30:.1f} GiB",
                 f"{28 * parameters / 2**30:,.0f} GiB",
             ]
         )
-    header = ["model", "class", "parameters", "a sample", "noise", "weights, bfloat16", "all weights trained"]
+    header = ["model", "class", "numbers", "a sample", "noise", "weights, bfloat16", "all weights trained"]
     table("published", header, rows)

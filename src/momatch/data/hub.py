@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import glob
+import re
 from pathlib import Path
 from typing import Any
 
 from momatch.data.collections import Collection, Item, digest
+from momatch.data.folders import SPLITS
 from momatch.data.image_io import DataError, to_picture
 from momatch.data.reading import USUAL, Reading
-from momatch.data.records import CAPTION_FIELDS, LABEL_FIELDS, as_caption, to_labels, usual_field
+from momatch.data.records import (
+    CAPTION_FIELDS,
+    LABEL_FIELDS,
+    as_caption,
+    as_number,
+    no_label_note,
+    to_labels,
+    usual_field,
+)
 from momatch.utils.text import first_line
 
 PREFIX = "hf:"
 PARQUET = ".parquet"
+IMAGE_FIELDS = ("image", "images", "img", "picture", "jpg", "jpeg", "png", "webp")  # before others
+WORD = re.compile(r"[A-Za-z]+")
 
 
 class Hub(Collection):
@@ -31,25 +43,41 @@ class Hub(Collection):
 
     def __init__(self, source: str, reading: Reading = USUAL):
         self.source, self.empty_captions = source, reading.empty_captions
-        name, _, split = source.removeprefix(PREFIX).partition(":")
+        whole = source.removeprefix(PREFIX)
+        name, _, split = (whole, "", "") if Path(whole).exists() else whole.partition(":")
         self.name = name.rstrip("/").rpartition("/")[2].removesuffix(".parquet")
         dataset, others = _load(source, name, split)
-        self.notes = [f"its other splits are not read: {', '.join(others)}"] if others and not split else []
-        self.picture = _picture_column(dataset, source)
+        unread = bool(others) and not split
+        self.notes: list[str] = [f"its other splits are not read: {', '.join(others)}"] if unread else []
+        self.notes += _notes_of_files(name)
+        self.picture = self._choose(_picture_columns(dataset, source), "images")
         if not _is_image(dataset.features[self.picture]):
             dataset = _as_images(dataset, self.picture)
-        self.caption = _caption_column(dataset, reading.caption_field, source)
-        self.label = _label_column(dataset, reading.label_field, source)
+        labels = _label_columns(dataset, reading.label_field, source)
+        self.label = self._choose(labels, "labels") if labels else None
+        if self.label is None and (note := no_label_note(list(dataset.features))):
+            self.notes += [note]
+        captions = _caption_columns(dataset, reading.caption_field, source, self.label)
+        self.caption = captions[0] if captions else None
+        if self.caption and self.caption not in (reading.caption_field, *CAPTION_FIELDS):
+            self.notes += [f"its column {self.caption} is taken as the caption"]
         self.has_captions = self.caption is not None
         self.caption_help = (
             f"it has the columns {', '.join(dataset.features)}, none of {', '.join(CAPTION_FIELDS)}: "
             "name one by --caption-field"
         )
         if self.label is not None:
-            self.labels, self.class_names = _labels(dataset, self.label, source)
+            self.labels, self.class_names = _labels(dataset, self.label, source, bool(reading.num_classes))
         columns = [self.picture, *([self.caption] if self.caption else [])]
         self.dataset = dataset.select_columns(columns)
         self._identity = digest([str(getattr(dataset, "_fingerprint", "")), str(len(dataset))])
+
+    def _choose(self, columns: list[str], what: str) -> str:
+        """The first of several, and a note of the others."""
+        first, *others = columns
+        if others:
+            self.notes += [f"the {what} are its column {first}; not read: {', '.join(others)}"]
+        return first
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -66,7 +94,11 @@ class Hub(Collection):
         except (OSError, ValueError) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"cannot read {name} ({error}); filter it out of the data set") from None
+            reason = "no picture, or cut short" if "BytesIO" in str(error) else error
+            raise DataError(
+                f"cannot read {name} ({reason}); filter it out of the data set, or allow for some such by "
+                "--skip-unreadable N"
+            ) from None
         caption = None
         if self.caption:
             value = row[self.caption]
@@ -87,7 +119,20 @@ def is_saved(folder: Path) -> bool:
 
 def parquet_files(source: str) -> list[str]:
     """The .parquet files of that name or pattern; none if it is another kind of source."""
-    return sorted(glob.glob(source)) if source.lower().endswith(PARQUET) else []
+    if not source.lower().endswith(PARQUET):
+        return []
+    found = [source] if Path(source).exists() else sorted(glob.glob(source))
+    return [file for file in found if Path(file).is_file()]
+
+
+def _notes_of_files(name: str) -> list[str]:
+    """What is read as one set, though its names may say otherwise."""
+    files = parquet_files(name)
+    parts = [{word.lower() for word in WORD.findall(Path(file).stem)} & SPLITS for file in files]
+    if len(files) > 1 and len(set().union(*parts)) > 1:
+        return [f"the files of {', '.join(sorted(set().union(*parts)))} are read as one set"]
+    inside = {file.parent for file in Path(name).rglob(f"*{PARQUET}")} if Path(name).is_dir() else set()
+    return ["its subfolders are not read as classes"] if len(inside) > 1 else []
 
 
 def _load(source: str, name: str, split: str) -> tuple[Any, list[str]]:
@@ -107,7 +152,7 @@ def _load(source: str, name: str, split: str) -> tuple[Any, list[str]]:
             datasets.disable_progress_bars()
             saved = is_saved(Path(name))
             found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
-            return _chosen(found, split) if isinstance(found, dict) else (found, [])
+            return _chosen(found, split, source) if isinstance(found, dict) else (found, [])
         parts = name.split("/")
         path, config = "/".join(parts[:2]), parts[2] if len(parts) > 2 else None
         return datasets.load_dataset(path, config, split=split or "train"), []
@@ -119,20 +164,25 @@ def _load(source: str, name: str, split: str) -> tuple[Any, list[str]]:
         ) from None
 
 
-def _chosen(found: Any, split: str) -> tuple[Any, list[str]]:
+def _chosen(found: Any, split: str, source: str) -> tuple[Any, list[str]]:
     """The split of that name, else "train", else the only one."""
     chosen = split or ("train" if "train" in found or len(found) > 1 else next(iter(found)))
+    if chosen not in found:
+        raise DataError(
+            f"{source} has no split {chosen!r}; it has {', '.join(found)}: name one, as in hf:FOLDER:SPLIT"
+        )
     return found[chosen], [name for name in found if name != chosen]
 
 
-def _picture_column(dataset: Any, source: str) -> str:
+def _picture_columns(dataset: Any, source: str) -> list[str]:
+    """Those of feature Image, or of bytes; the usual names first."""
     features = dataset.features
     names = [name for name, feature in features.items() if _is_image(feature)]
-    names += [name for name, feature in features.items() if _is_bytes(feature)]
+    names = names or [name for name, feature in features.items() if _is_bytes(feature)]
     if not names:
         kinds = ", ".join(f"{n} ({type(f).__name__})" for n, f in features.items())
         raise DataError(f"{source} has no column of pictures; it has {kinds}")
-    return names[0]
+    return sorted(names, key=lambda name: name.lower() not in IMAGE_FIELDS)
 
 
 def _is_image(feature: Any) -> bool:
@@ -153,28 +203,35 @@ def _as_images(dataset: Any, column: str) -> Any:
     return dataset.cast_column(column, datasets.Image())
 
 
-def _caption_column(dataset: Any, wanted: str, source: str) -> str | None:
+def _caption_columns(dataset: Any, wanted: str, source: str, label: str | None) -> list[str]:
+    """The column of captions: the one asked for, one of a usual name, or the only text that is no label."""
     _check_column(dataset, wanted, source)
-    texts = [name for name, f in dataset.features.items() if getattr(f, "dtype", "") in _TEXTS]
+    texts = [
+        name for name, f in dataset.features.items() if getattr(f, "dtype", "") in _TEXTS and name != label
+    ]
     usual = usual_field([dataset.features], CAPTION_FIELDS)
-    return wanted or usual or (texts[0] if len(texts) == 1 else None)
+    found = wanted or usual or (texts[0] if len(texts) == 1 else None)
+    return [found] if found else []
 
 
-def _label_column(dataset: Any, wanted: str, source: str) -> str | None:
+def _label_columns(dataset: Any, wanted: str, source: str) -> list[str]:
+    """The column asked for, or one of a usual name, then those of feature ClassLabel."""
     import datasets
 
     _check_column(dataset, wanted, source)
+    if wanted:
+        return [wanted]
     classes = [name for name, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)]
     usual = usual_field([dataset.features], LABEL_FIELDS)
-    return wanted or (classes[0] if classes else usual)
+    return list(dict.fromkeys([*([usual] if usual else []), *classes]))
 
 
-def _labels(dataset: Any, column: str, source: str) -> tuple[list[int], list[str]]:
-    """The label of every row, and the names of the classes if they have any."""
+def _labels(dataset: Any, column: str, source: str, numbers: bool) -> tuple[list[int], list[str]]:
+    """The label of every row, and the names of the classes if they have any; texts may be `numbers`."""
     values = list(dataset[column])
     if None in values:
         raise DataError(f"{source} has no {column} in row {values.index(None)}; filter such rows out")
-    found = to_labels(values, source)
+    found = to_labels(values, source, as_number if numbers else None)
     names = found.names or list(getattr(dataset.features[column], "names", None) or ())
     return [number for number in found.numbers if number is not None], names
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from momatch.data.collections import Collection, Item, digest
 from momatch.data.image_io import DataError
+from momatch.utils.text import count_of
 
 READERS = 8  # threads that open pictures
 NAMED = 5  # pictures that a note names
@@ -36,8 +38,8 @@ class Readable(Collection):
                 if len(damaged) > most:
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise DataError(
-                        f"more than {most} pictures cannot be read, the limit of --skip-unreadable; the "
-                        f"last: {message}"
+                        f"more than {count_of(most, 'picture')} cannot be read, the limit of "
+                        f"--skip-unreadable; the last: {message}"
                     )
         out = set(damaged)
         self.kept = [i for i in range(len(inner)) if i not in out]
@@ -55,7 +57,8 @@ class Readable(Collection):
 
     def item(self, i: int, image_size: int = 0, smooth: bool = False) -> Item:
         """See `Collection`."""
-        return self.inner.item(self.kept[i], image_size, smooth)
+        found = self.inner.item(self.kept[i], image_size, smooth)
+        return replace(found, label=None if self.labels is None else self.labels[i])  # perhaps numbered anew
 
     def identity(self) -> str:
         """See `Collection`."""

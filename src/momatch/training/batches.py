@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ class Prefetched:
     ):
         self.batches, self.last, self.patience = batches, last, patience
         self.stream = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
-        self._thread = ThreadPoolExecutor(1, "batches")
+        self._thread: threading.Thread | None = None
         self._next: tuple[int, Future[Batch]] | None = None
         self._stalled = False
 
@@ -112,7 +113,7 @@ class Prefetched:
         """
         known, future = self._next or (None, None)
         if future is None or known != step:
-            future = self._thread.submit(self._make, step)
+            future = self._begin(step)
         batch = self._come(step, future)
         self._next = None
         if self.stream is not None:  # before the next copy is begun, which need not be waited for
@@ -121,8 +122,22 @@ class Prefetched:
             for tensor in (batch.x, *(batch.cond or {}).values()):
                 tensor.record_stream(here)  # or its memory could be given away while the step still reads it
         if step + 1 < self.last:
-            self._next = step + 1, self._thread.submit(self._make, step + 1)
+            self._next = step + 1, self._begin(step + 1)
         return batch
+
+    def _begin(self, step: int) -> Future[Batch]:
+        """Make a batch in a thread, which does not keep a process that gives up on it."""
+        future: Future[Batch] = Future()
+
+        def make() -> None:
+            try:
+                future.set_result(self._make(step))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._thread = threading.Thread(target=make, name="batches", daemon=True)
+        self._thread.start()
+        return future
 
     def _come(self, step: int, future: Future[Batch]) -> Batch:
         """What the thread made; while it does not come, whoever waits is told, in every process."""
@@ -148,7 +163,8 @@ class Prefetched:
 
     def close(self) -> None:
         """Let the thread go; a batch under way is still made, and dropped."""
-        self._thread.shutdown(wait=not self._stalled, cancel_futures=True)
+        if self._thread is not None and not self._stalled:
+            self._thread.join()
 
 
 def _sent(tensor: Tensor, device: torch.device | str) -> Tensor:

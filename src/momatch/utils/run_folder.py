@@ -143,9 +143,11 @@ class RunFolder:
 
         Raises:
             OSError: if it cannot be written.
+            RunError: if the folder was taken away.
         """
         text = "".join(json.dumps(row) + "\n" for row in rows)
         if text:
+            self.check_is_there()
             with self.metrics.open("a") as file:
                 file.write(text)
                 file.flush()
@@ -178,9 +180,12 @@ def make_inside(folder: Path) -> None:
 
 
 def _gone(path: Path) -> RunError:
-    return RunError(
-        f"{path} was removed, or its config.json was, while the run went on; the same command begins it anew"
-    )
+    if path.is_dir():
+        return RunError(
+            f"config.json of {path} was removed while the run went on; put it back, or delete the folder, "
+            "and run the same command again"
+        )
+    return RunError(f"{path} was removed while the run went on; the same command begins it anew")
 
 
 @contextmanager
