@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 import momatch
 from field.small_files import png
@@ -166,3 +167,36 @@ def test_headers_that_lie_about_sizes_are_refused(tmp_path):
             momatch.load_teacher(model)
     path.write_bytes(contents)
     assert load_file(path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"clip": "x"},
+        {"clip": 0},
+        {"clip": -1},
+        {"num_classes": 1000},
+        {"num_classes": -3},
+        {"null_values": {"label": 99}},
+        {"null_values": {"label": "x"}},
+    ],
+    ids=str,
+)
+def test_numbers_that_a_network_does_not_know_are_refused(wrong, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(DIGITS, folder)
+    description = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**description, **wrong}))
+    assert main(["sample", str(folder), "--num", "2", "--out", str(tmp_path / "a.png")]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be read" in said and "Traceback" not in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64], ids=str)
+def test_weights_of_another_kind_of_number_are_refused(dtype, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(DIGITS, folder)
+    weights = {name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(UsageError, match="cannot be read .*its weights"):
+        momatch.load_teacher(folder)

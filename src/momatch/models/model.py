@@ -11,6 +11,7 @@ Teachers and students are kept in the same form:
 from __future__ import annotations
 
 import json
+import math
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -395,9 +396,16 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
     registry.check_fit(config, weights, shape)
     with torch.random.fork_rng(devices=[]):
         network = registry.build(config)
+    for name, tensor in network.state_dict().items():
+        if name in weights and weights[name].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"its weights {name} are {weights[name].dtype}")
     network.load_state_dict(weights)
     num_classes = operator.index(description["num_classes"])
     nulls = description.get("null_values", {"label": num_classes} if num_classes else {})
+    _check_classes(num_classes, nulls.get("label", 0), getattr(config, "num_classes", None))
+    clip = description.get("clip")
+    if clip is not None and not (isinstance(clip, int | float) and 0 < clip < math.inf):
+        raise ValueError(f"its clip is {clip!r}")
     if (directory / NULL_CONDITION).is_file():
         nulls = {**nulls, **read_tensors(directory / NULL_CONDITION)[0]}
     kind_of_process = description.get("process")
@@ -414,7 +422,7 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
             nulls,
             conventions.build(**description.get("time", {"name": "logsnr"})),
             float(description.get("sigma_data", process.SIGMA_DATA)),
-            description.get("clip"),
+            clip,
         )
     sampler = description.get("sampler", "ancestral")
     if sampler not in (*ETAS, *SOLVERS):
@@ -434,3 +442,11 @@ def _from_description(description: dict[str, Any], directory: Path) -> Model:
         folder=directory,
         process=noising,
     )
+
+
+def _check_classes(num_classes: int, null: Any, known: int | None) -> None:
+    """Refuse classes, or a label for none of them, that a network of momatch's own does not know."""
+    if num_classes < 0 or (known is not None and num_classes > known):
+        raise ValueError(f"it has {num_classes} classes, its network {known}")
+    if known is not None and not (isinstance(null, int) and 0 <= null <= known):
+        raise ValueError(f"its label for no class is {null!r}, its network knows 0 to {known}")
