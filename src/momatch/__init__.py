@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from momatch.diffusion import gaussian_mixture as analytic
     from momatch.diffusion.denoiser import Denoiser, Guided
     from momatch.interop.load import load_student, load_teacher
+    from momatch.interop.pil import to_pil
     from momatch.interop.text_encoders import text_encoder_of
     from momatch.models.model import Model, Student
     from momatch.training.build import distill
@@ -45,6 +46,7 @@ _HOMES = {
     "load_teacher": "momatch.interop.load",
     "recipe": "momatch.config.recipes",
     "text_encoder_of": "momatch.interop.text_encoders",
+    "to_pil": "momatch.interop.pil",
 }
 _MODULES = ("analytic", "conventions", "evaluation", "methods", "process", "sampling", "schedules")
 
@@ -69,6 +71,7 @@ __all__ = [
     "sampling",
     "schedules",
     "text_encoder_of",
+    "to_pil",
 ]
 
 moved.install()
