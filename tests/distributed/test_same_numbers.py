@@ -33,13 +33,15 @@ CONFIG = DistillConfig(steps=4, train=TRAIN, monitor=MONITOR, optim=OptimConfig(
 UNET = UNetConfig(channels=(8, 16), attention_levels=(1,), embedding_dim=16)
 INSTANT = InstantConfig(product="difference", lambda_steps=4)
 FIRST = ("alternating", "instant")
+OF_IMAGES = [name for name in registry.names() if not registry.config_type(name).of_tokens]
+OTHERS = [name for name in OF_IMAGES if name not in FIRST]
 RUNS = {
     "alternating": replace(CONFIG, ema=EmaConfig(0.9)),
     "joint": replace(CONFIG, method=AlternatingConfig("joint")),
     "instant": replace(CONFIG, method=INSTANT),
     "centred after a warm start": replace(CONFIG, method=replace(INSTANT, centre=True), warm_start_steps=2),
     "rollouts": replace(CONFIG, source="rollout", train=replace(TRAIN, noise_slices=4)),
-    **{name: replace(CONFIG, method=registry.read(name)) for name in registry.names() if name not in FIRST},
+    **{name: replace(CONFIG, method=registry.read(name)) for name in OTHERS},
     "teacher": TeacherConfig(network=UNET, train=TRAIN, monitor=MONITOR),
 }
 
