@@ -177,7 +177,7 @@ def vectors(steps: int) -> DistillConfig:
         steps=steps,
         weighting=LONGER_STEPS,
         train=TrainConfig(num_steps=4000, batch_size=256),
-        optim=OptimConfig(learning_rate=3e-4),
+        optim=OptimConfig(learning_rate=1e-4 if steps == 1 else 3e-4),  # one of three one-step runs diverged
     )
 
 
